@@ -1,1 +1,36 @@
-//! Fixtures.
+//! What the end-to-end tests and the benchmarks stand on: real programs, real namespaces, real clients.
+//!
+//! Everything here is made to be torn down: a [`ns::Namespace`], a [`process::Process`] or a [`docker::Dockerd`]
+//! removes what it made when it is dropped, also when the test panics, and what a killed test run left behind
+//! is swept by the next one. Nothing is skipped: a missing program, or not being root, is an error that names
+//! the Debian package or the remedy.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`programs`] | where our programs and Debian's are |
+//! | [`command`] | one bounded run of a command, with its output |
+//! | [`process`] | a daemon with its log; killed on drop |
+//! | [`wait`] | wait for a condition with a deadline; nothing here sleeps to synchronise |
+//! | [`ns`], [`fabric`] | network namespaces; hosts on one underlay, containers behind bridges |
+//! | [`http`] | an HTTP client that sends exactly the bytes it is told |
+//! | [`v2`] | the handful of v2 key calls that tests make |
+//! | [`cluster`] | three members of our store or of Debian's etcd |
+//! | [`tutorial`], [`systemd`] | the hand-installation guide's files, and what systemd would run for them |
+//! | [`stage`] | the guide's three hosts, brought up step by step |
+//! | [`docker`] | a `dockerd` of its own in a namespace |
+//! | [`notify`] | the receiving end of `sd_notify` |
+
+pub mod cluster;
+pub mod command;
+pub mod docker;
+pub mod fabric;
+pub mod http;
+pub mod notify;
+pub mod ns;
+pub mod process;
+pub mod programs;
+pub mod stage;
+pub mod systemd;
+pub mod tutorial;
+pub mod v2;
+pub mod wait;

@@ -1,0 +1,42 @@
+//! Waiting for a condition, with a deadline and the last reason why it did not hold.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Time between two looks at a condition.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Calls `probe` until it succeeds, at most `limit`; its error is the reason why it is not yet so.
+///
+/// # Errors
+/// When the time is up: what was waited for, how long, and the last reason.
+pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(reason) if Instant::now() >= deadline => {
+                return Err(reason).with_context(|| format!("waited {limit:?} for {what}"));
+            }
+            Err(_) => std::thread::sleep(INTERVAL),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn the_last_reason_is_told() {
+        let mut n = 0;
+        let error = wait_for::<()>("rain", Duration::from_millis(50), || {
+            n += 1;
+            anyhow::bail!("look {n}: sun")
+        });
+        let text = format!("{:#}", error.unwrap_err());
+        assert!(text.starts_with("waited 50ms for rain: look "), "{text}");
+    }
+}
