@@ -1,1 +1,10 @@
-//! The overlay.
+//! A flannel-compatible overlay network: what `overlayd` is made of, and what `cli` shares with it.
+//!
+//! Pure modules decide ([`config`], [`wire`], [`alloc`], [`lease`], [`watch`], [`plan`], [`iface`], [`masq`],
+//! [`mesh`]); shells do IO and decide nothing ([`registry`], [`net`], [`probe`], [`health`], [`daemon`]). The data
+//! path stands behind [`datapath::DataPath`].
+
+pub mod alloc;
+pub mod config;
+pub mod types;
+pub mod wire;

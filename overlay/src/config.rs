@@ -1,0 +1,337 @@
+//! overlayd's flags and environment, read and checked into a [`Config`].
+//!
+//! Every flag of flanneld v0.10 and of its successors is known: it is supported, or refused by name with what to do.
+//! Nothing is ignored. Departures from flanneld: a wrong flag is a failure (flanneld exits 0), a value in the
+//! environment that does not parse is an error (flanneld drops it), and so is a word that is no flag (`-ip-masq true`
+//! silently ends flanneld's parsing there). Pure: arguments and environment come in as values.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use regex::Regex;
+use store::client::TlsFiles;
+use store::flags::{self, Flag, FlagError, Kind, Parsed};
+
+/// The prefix of environment variables: `FLANNELD_ETCD_PREFIX` stands in for `-etcd-prefix`.
+pub const ENV_PREFIX: &str = "FLANNELD";
+
+const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, kind, default, help }
+}
+
+/// The flags that do something.
+pub const FLAGS: &[Flag] = &[
+    flag("etcd-endpoints", Kind::Value, "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma-separated URLs of the store's members"),
+    flag("etcd-prefix", Kind::Value, "/coreos.com/network", "key prefix in the store"),
+    flag("etcd-keyfile", Kind::Value, "", "client TLS private key (PEM), with -etcd-certfile"),
+    flag("etcd-certfile", Kind::Value, "", "client TLS certificate (PEM), with -etcd-keyfile"),
+    flag("etcd-cafile", Kind::Value, "", "CA bundle (PEM) that signed the store's certificates"),
+    flag("etcd-username", Kind::Value, "", "user name for HTTP basic authentication at the store"),
+    flag("etcd-password", Kind::Value, "", "password for HTTP basic authentication at the store"),
+    flag("iface", Kind::List, "", "interface name or IPv4 address for traffic between hosts; repeatable, first match wins"),
+    flag("iface-regex", Kind::List, "", "regular expression on interface addresses, then names; repeatable, tried after -iface"),
+    flag("iface-can-reach", Kind::Value, "", "IPv4 address: use the interface the kernel would reach it through; tried last"),
+    flag("public-ip", Kind::Value, "", "IPv4 address under which other hosts reach this one"),
+    flag("ip-masq", Kind::Bool, "false", "masquerade traffic that leaves the overlay"),
+    flag("iptables-resync", Kind::Value, "5", "seconds between checks of the packet filter rules"),
+    flag("iptables-forward-rules", Kind::Bool, "true", "accept the overlay's traffic in the FORWARD chain"),
+    flag("ip-masq-fully-random-disable", Kind::Bool, "false", "accepted; overlayd never masquerades with fully random ports"),
+    flag("subnet-file", Kind::Value, "/run/flannel/subnet.env", "file that tells the container runtime its subnet and MTU"),
+    flag("subnet-lease-renew-margin", Kind::Value, "60", "minutes before expiry at which the lease is renewed (1 to 1439)"),
+    flag("healthz-ip", Kind::Value, "0.0.0.0", "address of the health server"),
+    flag("healthz-port", Kind::Value, "0", "TCP port of the health server; 0 is off"),
+    flag("log-level", Kind::Value, "info", "error, warn, info, debug or trace"),
+    flag("log-format", Kind::Value, "text", "text or json"),
+    flag("v", Kind::Value, "0", "flanneld's verbosity: 1 to 3 mean -log-level debug, more means trace"),
+    flag("version", Kind::Bool, "false", "print the version on standard error and exit"),
+];
+
+/// Flags of flanneld that are refused, and what to do instead.
+const REFUSED: &[(&str, Kind, &str)] = &[
+    ("kube-subnet-mgr", Kind::Bool, "leases are kept in the store only: remove it and use -etcd-endpoints"),
+    ("kube-api-url", Kind::Value, "leases are kept in the store only: remove it"),
+    ("kubeconfig-file", Kind::Value, "leases are kept in the store only: remove it"),
+    ("kube-annotation-prefix", Kind::Value, "leases are kept in the store only: remove it"),
+    ("net-config-path", Kind::Value, "the network config is read from the store: write it to <etcd-prefix>/config"),
+    ("set-node-network-unavailable", Kind::Bool, "no Kubernetes node is managed: remove it"),
+    ("public-ipv6", Kind::Value, "the overlay is IPv4 only: remove it"),
+    ("ip-blackhole-route", Kind::Bool, "remove it, or add the route by hand"),
+    ("vmodule", Kind::Value, "use -log-level"),
+    ("log_backtrace_at", Kind::Value, "use -log-level debug"),
+];
+
+/// Everything the daemon needs to know from its command line and environment.
+#[derive(Clone)]
+pub struct Config {
+    /// URLs of the store's members, as given.
+    pub endpoints: Vec<String>,
+    /// TLS files for the store.
+    pub tls: TlsFiles,
+    /// Basic authentication at the store.
+    pub login: Option<Login>,
+    /// Key prefix, with a leading and without a trailing slash.
+    pub prefix: String,
+    /// How the external interface is chosen.
+    pub interface: InterfaceChoice,
+    /// The address to advertise instead of the interface's own.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Whether to keep masquerade rules.
+    pub ip_masq: bool,
+    /// Whether to keep FORWARD accept rules.
+    pub forward_rules: bool,
+    /// Time between checks of the packet filter rules.
+    pub iptables_resync: Duration,
+    /// Where `subnet.env` goes.
+    pub subnet_file: PathBuf,
+    /// How long before expiry the lease is renewed.
+    pub renew_margin: Duration,
+    /// Where the health server listens, if it does.
+    pub healthz: Option<SocketAddr>,
+    /// What is logged.
+    pub log_level: tracing::Level,
+    /// How it is logged.
+    pub log_format: LogFormat,
+}
+
+/// Which interface carries the traffic between hosts.
+#[derive(Debug, Clone, Default)]
+pub struct InterfaceChoice {
+    /// Names or IPv4 addresses, in order.
+    pub names: Vec<String>,
+    /// Tried after the names.
+    pub regexes: Vec<Regex>,
+    /// Tried last.
+    pub can_reach: Option<Ipv4Addr>,
+}
+
+/// A user and password. Has no `Debug`, so that it cannot end up in a log.
+#[derive(Clone)]
+pub struct Login {
+    /// User name.
+    pub username: String,
+    /// Password, may be empty.
+    pub password: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the command line asks for.
+pub enum Command {
+    /// Run the daemon.
+    Run(Box<Config>),
+    /// Print the version.
+    Version,
+    /// Print the usage text.
+    Help,
+}
+
+/// Why the command line or environment was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// Not understood at all; Go's words.
+    #[error(transparent)]
+    Flag(#[from] FlagError),
+    /// A flag of flanneld's that overlayd does not have.
+    #[error("flag -{name} of flanneld is not supported by overlayd: {instead}")]
+    Refused {
+        /// The flag.
+        name: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
+    /// A word after the flags.
+    #[error("unexpected argument {0:?}: all options are flags, and a boolean takes its value only as -flag=value")]
+    Argument(String),
+    /// A value that cannot be.
+    #[error("invalid value {value:?} for flag -{name}: {why}")]
+    Value {
+        /// The flag.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// flanneld's words for a margin outside 1 to 1439.
+    #[error("Invalid subnet-lease-renew-margin option, out of acceptable range: {0} (1 to 1439 minutes)")]
+    RenewMargin(u64),
+    /// flanneld's words for an address that is none.
+    #[error("invalid public IP address: {0} (flag -public-ip wants an IPv4 address)")]
+    PublicIp(String),
+    /// One of certificate and key without the other.
+    #[error("flag -{given} needs -{missing} as well: a client certificate and its key come together")]
+    TlsPair {
+        /// What was given.
+        given: &'static str,
+        /// What is missing.
+        missing: &'static str,
+    },
+}
+
+/// The text that `-help` prints.
+pub fn usage() -> String {
+    flags::usage("overlayd", FLAGS)
+}
+
+/// Reads the command line (without the program's name) and the environment.
+///
+/// # Errors
+/// The first thing that is wrong, naming the flag or variable and what to do about it.
+pub fn parse(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Command, UsageError> {
+    let known: Vec<Flag> =
+        FLAGS.iter().copied().chain(REFUSED.iter().map(|(name, kind, _)| flag(name, *kind, "", ""))).collect();
+    let parsed = match flags::parse(&known, ENV_PREFIX, args, env) {
+        Err(FlagError::Help) => return Ok(Command::Help),
+        other => other?,
+    };
+    if parsed.bool("version") {
+        return Ok(Command::Version);
+    }
+    if let Some((name, _, instead)) = REFUSED.iter().find(|(name, ..)| parsed.given(name).is_some()) {
+        return Err(UsageError::Refused { name, instead });
+    }
+    if let Some(word) = parsed.rest().first() {
+        return Err(UsageError::Argument(word.clone()));
+    }
+    check(&parsed).map(|config| Command::Run(Box::new(config)))
+}
+
+fn check(parsed: &Parsed) -> Result<Config, UsageError> {
+    let endpoints: Vec<String> = text(parsed, "etcd-endpoints").split(',').map(|s| s.trim().to_owned()).collect();
+    if let Some(bad) = endpoints.iter().find(|e| !(e.starts_with("http://") || e.starts_with("https://"))) {
+        return Err(value("etcd-endpoints", bad, "every endpoint is a URL that starts with http:// or https://"));
+    }
+    let margin_min = number(parsed, "subnet-lease-renew-margin", u64::MAX)?;
+    if !(1..=1439).contains(&margin_min) {
+        return Err(UsageError::RenewMargin(margin_min));
+    }
+    let public_ip = parsed.value("public-ip");
+    let public_ip = public_ip.map(|s| s.parse().map_err(|_| UsageError::PublicIp(s.to_owned()))).transpose()?;
+    let resync_s = number(parsed, "iptables-resync", 86_400)?;
+    if resync_s == 0 {
+        return Err(value("iptables-resync", "0", "must be 1 to 86400 seconds"));
+    }
+    let (log_level, log_format) = logging(parsed)?;
+    Ok(Config {
+        endpoints,
+        tls: tls(parsed)?,
+        login: parsed.value("etcd-username").map(|username| Login {
+            username: username.to_owned(),
+            password: text(parsed, "etcd-password").to_owned(),
+        }),
+        prefix: format!("/{}", text(parsed, "etcd-prefix").trim_matches('/')),
+        interface: interface(parsed)?,
+        public_ip,
+        ip_masq: parsed.bool("ip-masq"),
+        forward_rules: parsed.bool("iptables-forward-rules"),
+        iptables_resync: Duration::from_secs(resync_s),
+        subnet_file: PathBuf::from(text(parsed, "subnet-file")),
+        renew_margin: Duration::from_secs(margin_min * 60),
+        healthz: healthz(parsed)?,
+        log_level,
+        log_format,
+    })
+}
+
+fn text<'a>(parsed: &'a Parsed, name: &str) -> &'a str {
+    parsed.value(name).unwrap_or_default()
+}
+
+fn value(name: &'static str, value: &str, why: &str) -> UsageError {
+    UsageError::Value { name, value: value.to_owned(), why: why.to_owned() }
+}
+
+fn number(parsed: &Parsed, name: &'static str, max: u64) -> Result<u64, UsageError> {
+    let given = text(parsed, name);
+    match given.parse() {
+        Ok(n) if n <= max => Ok(n),
+        Ok(_) => Err(value(name, given, &format!("must be at most {max}"))),
+        // Go's words, which flanneld's users know.
+        Err(_) => Err(FlagError::Invalid { name: name.to_owned(), value: given.to_owned() }.into()),
+    }
+}
+
+fn tls(parsed: &Parsed) -> Result<TlsFiles, UsageError> {
+    let file = |name: &str| parsed.value(name).map(PathBuf::from);
+    let files = TlsFiles { ca: file("etcd-cafile"), cert: file("etcd-certfile"), key: file("etcd-keyfile") };
+    match (&files.cert, &files.key) {
+        (Some(_), None) => Err(UsageError::TlsPair { given: "etcd-certfile", missing: "etcd-keyfile" }),
+        (None, Some(_)) => Err(UsageError::TlsPair { given: "etcd-keyfile", missing: "etcd-certfile" }),
+        _ => Ok(files),
+    }
+}
+
+fn interface(parsed: &Parsed) -> Result<InterfaceChoice, UsageError> {
+    let regex = |text: &str| {
+        Regex::new(text).map_err(|e| value("iface-regex", text, &format!("not a regular expression: {e}")))
+    };
+    let can_reach = parsed.value("iface-can-reach");
+    Ok(InterfaceChoice {
+        names: parsed.values("iface").into_iter().map(str::to_owned).collect(),
+        regexes: parsed.values("iface-regex").into_iter().map(regex).collect::<Result<_, _>>()?,
+        can_reach: can_reach
+            .map(|s| s.parse().map_err(|_| value("iface-can-reach", s, "must be an IPv4 address")))
+            .transpose()?,
+    })
+}
+
+fn healthz(parsed: &Parsed) -> Result<Option<SocketAddr>, UsageError> {
+    let port = number(parsed, "healthz-port", u64::from(u16::MAX))?;
+    let ip = text(parsed, "healthz-ip");
+    let ip: IpAddr = ip.parse().map_err(|_| value("healthz-ip", ip, "must be an IP address"))?;
+    Ok(u16::try_from(port).ok().filter(|p| *p > 0).map(|p| SocketAddr::new(ip, p)))
+}
+
+fn logging(parsed: &Parsed) -> Result<(tracing::Level, LogFormat), UsageError> {
+    let level = text(parsed, "log-level");
+    let level: tracing::Level = level
+        .parse()
+        .map_err(|_| value("log-level", level, "must be error, warn, info, debug or trace"))?;
+    let level = level.max(match number(parsed, "v", u64::MAX)? {
+        0 => tracing::Level::ERROR,
+        1..=3 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    });
+    match text(parsed, "log-format") {
+        "text" => Ok((level, LogFormat::Text)),
+        "json" => Ok((level, LogFormat::Json)),
+        other => Err(value("log-format", other, "must be text or json")),
+    }
+}
+
+/// One line for the log at start: every setting, without the password.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = |p: &Option<PathBuf>| p.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+        write!(f, "etcd-endpoints={}", self.endpoints.join(","))?;
+        write!(f, " etcd-prefix={} etcd-cafile={}", self.prefix, file(&self.tls.ca))?;
+        write!(f, " etcd-certfile={} etcd-keyfile={}", file(&self.tls.cert), file(&self.tls.key))?;
+        write!(f, " etcd-username={}", self.login.as_ref().map_or("", |l| &l.username))?;
+        write!(f, " iface={}", self.interface.names.join(","))?;
+        let regexes: Vec<&str> = self.interface.regexes.iter().map(Regex::as_str).collect();
+        write!(f, " iface-regex={}", regexes.join(","))?;
+        let ip = |ip: Option<Ipv4Addr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+        write!(f, " iface-can-reach={}", ip(self.interface.can_reach))?;
+        write!(f, " public-ip={} ip-masq={}", ip(self.public_ip), self.ip_masq)?;
+        write!(f, " iptables-forward-rules={}", self.forward_rules)?;
+        write!(f, " iptables-resync={}s", self.iptables_resync.as_secs())?;
+        write!(f, " subnet-file={}", self.subnet_file.display())?;
+        write!(f, " subnet-lease-renew-margin={}m", self.renew_margin.as_secs() / 60)?;
+        write!(f, " healthz={}", self.healthz.map_or("off".to_owned(), |a| a.to_string()))?;
+        write!(f, " log-level={}", self.log_level)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "config_tests.rs"]
+mod tests;
