@@ -1,0 +1,257 @@
+//! Drives the `raft` crate: messages, ticks and proposals in, ordered effects out.
+//!
+//! This is the only module that knows `raft`'s state machine. It owns the log through [`LogStore`] and
+//! reaches nothing else: no socket, no clock, no thread. [`Core::process`] keeps the order that Raft's
+//! safety rests on:
+//!
+//! 1. messages that depend on nothing new leave (a leader's appends: followers persist while it does),
+//! 2. entries and hard state are written and synced,
+//! 3. messages that depend on them leave,
+//! 4. committed entries and confirmed reads are handed on.
+
+mod logger;
+mod storage;
+
+use raft::eraftpb::{ConfState, Entry, Message, Snapshot};
+use raft::{Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
+
+pub use storage::SnapshotRequest;
+use storage::RaftStorage;
+
+use crate::log::{LogError, LogStore};
+use crate::machine::Position;
+
+/// Settings of one member.
+#[derive(Debug, Clone)]
+pub struct CoreConfig {
+    /// Its id.
+    pub id: u64,
+    /// Ticks without a leader before an election; at least five times `heartbeat_ticks`.
+    pub election_ticks: usize,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Fixes the election timeout for replayable runs: it is drawn from these ticks and one more.
+    pub fixed_election_ticks: Option<usize>,
+}
+
+/// Largest append message.
+const MAX_MESSAGE_BYTES: u64 = 1 << 20;
+/// Append messages on their way to one follower.
+const MAX_IN_FLIGHT: usize = 256;
+/// Entries that a leader takes before they are committed.
+const MAX_UNCOMMITTED_BYTES: u64 = 64 << 20;
+/// Entries handed on at once.
+const MAX_COMMITTED_BYTES: u64 = 16 << 20;
+
+/// Why the core cannot go on. Both stop the member.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The raft crate refused its own input.
+    #[error("raft: {0}")]
+    Raft(#[from] raft::Error),
+}
+
+/// A proposal that could not even be sent: there is no leader, or it has too much to do. It is safe to try
+/// again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped;
+
+/// Who leads, as far as this member knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// The leader's id; 0 if none is known.
+    pub leader: u64,
+    /// Whether this member leads.
+    pub leads: bool,
+    /// The term.
+    pub term: u64,
+}
+
+/// What one round of [`Core::process`] gives, in the order in which it must be carried out.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// A snapshot that takes the place of the applied state.
+    pub snapshot: Option<Snapshot>,
+    /// Entries to apply, in order.
+    pub committed: Vec<Entry>,
+    /// Reads that are linearizable once the entry at their index is applied.
+    pub reads: Vec<ReadState>,
+}
+
+/// One member of the group.
+pub struct Core<L: LogStore> {
+    raw: RawNode<RaftStorage<L>>,
+}
+
+impl<L: LogStore> Core<L> {
+    /// A member whose applied state stands at `applied`, among `voters`.
+    ///
+    /// # Errors
+    /// [`CoreError`] if the log does not go with the applied state.
+    pub fn new(config: &CoreConfig, voters: Vec<u64>, applied: Position, mut log: L) -> Result<Core<L>, CoreError> {
+        // The applied state was written first and a crash came before the log followed (a snapshot, or the
+        // very first start): what the log lacks is in the applied state.
+        if log.last_index() < applied.index || log.truncated().index > applied.index {
+            log.reset(applied, None)?;
+        }
+        let fixed = config.fixed_election_ticks;
+        let raft_config = Config {
+            id: config.id,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            applied: applied.index,
+            max_size_per_msg: MAX_MESSAGE_BYTES,
+            max_inflight_msgs: MAX_IN_FLIGHT,
+            check_quorum: true,
+            pre_vote: true,
+            min_election_tick: fixed.unwrap_or(0),
+            max_election_tick: fixed.map_or(0, |ticks| ticks + 1),
+            read_only_option: ReadOnlyOption::Safe,
+            max_uncommitted_size: MAX_UNCOMMITTED_BYTES,
+            max_committed_size_per_ready: MAX_COMMITTED_BYTES,
+            ..Config::default()
+        };
+        let storage = RaftStorage::new(log, ConfState { voters, ..ConfState::default() }, applied);
+        let raw = RawNode::new(&raft_config, storage, &logger::to_tracing(config.id))?;
+        Ok(Core { raw })
+    }
+
+    /// One tick of time has passed.
+    pub fn tick(&mut self) {
+        self.raw.tick();
+    }
+
+    /// Takes a message from another member. What is wrong with it is the sender's affair and ignored.
+    pub fn step(&mut self, message: Message) {
+        if let Err(error) = self.raw.step(message) {
+            tracing::debug!(%error, "raft message ignored");
+        }
+    }
+
+    /// Proposes an entry; a follower passes it on to the leader.
+    ///
+    /// # Errors
+    /// [`Dropped`].
+    pub fn propose(&mut self, data: Vec<u8>) -> Result<(), Dropped> {
+        if self.leadership().leader == 0 {
+            return Err(Dropped);
+        }
+        self.raw.propose(Vec::new(), data).map_err(|_| Dropped)
+    }
+
+    /// Asks the leader to confirm that it still leads; the answer comes as a [`ReadState`] with this context,
+    /// or never: ask again.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.raw.read_index(context);
+    }
+
+    /// Starts an election now.
+    pub fn campaign(&mut self) {
+        if let Err(error) = self.raw.campaign() {
+            tracing::debug!(%error, "no campaign");
+        }
+    }
+
+    /// Hands leadership to the follower that has the most of the log. Returns whom, if there is one.
+    pub fn hand_over(&mut self) -> Option<u64> {
+        if !self.leadership().leads {
+            return None;
+        }
+        let me = self.raw.raft.id;
+        let best = self.raw.raft.prs().iter().filter(|(id, _)| **id != me).max_by_key(|(_, p)| (p.recent_active, p.matched));
+        let (&to, _) = best?;
+        self.raw.transfer_leader(to);
+        Some(to)
+    }
+
+    /// Another member could not be reached.
+    pub fn report_unreachable(&mut self, id: u64) {
+        self.raw.report_unreachable(id);
+    }
+
+    /// How the sending of a snapshot ended.
+    pub fn report_snapshot(&mut self, id: u64, sent: bool) {
+        self.raw.report_snapshot(id, if sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+    }
+
+    /// Who leads.
+    pub fn leadership(&self) -> Leadership {
+        let raft = &self.raw.raft;
+        Leadership { leader: raft.leader_id, leads: raft.state == StateRole::Leader, term: raft.term }
+    }
+
+    /// The log.
+    pub fn log(&self) -> &L {
+        &self.raw.store().log
+    }
+
+    /// Whether a follower needs a snapshot that nobody has made yet.
+    pub fn wanted_snapshot(&mut self) -> Option<SnapshotRequest> {
+        self.raw.mut_store().take_request()
+    }
+
+    /// Provides the snapshot that was wanted: the applied state at `position`, encoded.
+    pub fn provide_snapshot(&mut self, position: Position, data: Vec<u8>) {
+        self.raw.mut_store().provide(position, data);
+    }
+
+    /// Drops entries up to `index`, keeping some for followers that are a little behind. The applied state up
+    /// to `index` must be durable.
+    ///
+    /// # Errors
+    /// [`CoreError`].
+    pub fn compact(&mut self, index: u64) -> Result<(), CoreError> {
+        Ok(self.raw.mut_store().log.compact(index)?)
+    }
+
+    /// Carries out what is due, in the order that the module's text gives; `send` puts messages on their way
+    /// and must not wait. Returns `None` when nothing is due.
+    ///
+    /// # Errors
+    /// [`CoreError`]; the member must stop.
+    pub fn process(&mut self, mut send: impl FnMut(Vec<Message>)) -> Result<Option<Effects>, CoreError> {
+        if !self.raw.has_ready() {
+            return Ok(None);
+        }
+        let mut ready = self.raw.ready();
+        let messages = ready.take_messages();
+        if !messages.is_empty() {
+            send(messages);
+        }
+        let mut effects = Effects { reads: ready.take_read_states(), ..Effects::default() };
+        let entries = ready.take_entries();
+        let hard_state = ready.hs().cloned();
+        let must_sync = ready.must_sync();
+        if *ready.snapshot() != Snapshot::default() {
+            let snapshot = ready.snapshot().clone();
+            let meta = snapshot.get_metadata();
+            let position = Position { index: meta.index, term: meta.term };
+            self.raw.mut_store().install(position, meta.get_conf_state().clone(), hard_state.as_ref())?;
+            effects.snapshot = Some(snapshot);
+        }
+        let store = self.raw.mut_store();
+        if !entries.is_empty() || hard_state.is_some() {
+            store.log.append(entries, hard_state.as_ref(), must_sync)?;
+        }
+        let messages = ready.take_persisted_messages();
+        if !messages.is_empty() {
+            send(messages);
+        }
+        effects.committed = ready.take_committed_entries();
+        let mut light = self.raw.advance_append(ready);
+        let messages = light.take_messages();
+        if !messages.is_empty() {
+            send(messages);
+        }
+        effects.committed.extend(light.take_committed_entries());
+        Ok(Some(effects))
+    }
+
+    /// Tells raft how far the applied state stands.
+    pub fn applied_to(&mut self, index: u64) {
+        self.raw.advance_apply_to(index);
+    }
+}

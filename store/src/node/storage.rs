@@ -1,0 +1,126 @@
+//! What the `raft` crate reads: the log through [`LogStore`], the voters, and a snapshot made on request.
+
+use std::cell::RefCell;
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use crate::log::{LogError, LogStore};
+use crate::machine::Position;
+
+/// A follower is so far behind that it needs the whole state, at least up to `index`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    /// The least index that serves.
+    pub index: u64,
+}
+
+pub(super) struct RaftStorage<L> {
+    pub(super) log: L,
+    conf_state: ConfState,
+    /// Index of the applied state when this member started; the stored commit index may be behind it.
+    applied: u64,
+    snapshots: RefCell<Snapshots>,
+}
+
+#[derive(Default)]
+struct Snapshots {
+    ready: Option<Snapshot>,
+    wanted: Option<SnapshotRequest>,
+    asked: bool,
+}
+
+impl<L: LogStore> RaftStorage<L> {
+    pub(super) fn new(log: L, conf_state: ConfState, applied: Position) -> RaftStorage<L> {
+        RaftStorage { log, conf_state, applied: applied.index, snapshots: RefCell::default() }
+    }
+
+    pub(super) fn take_request(&mut self) -> Option<SnapshotRequest> {
+        let snapshots = self.snapshots.get_mut();
+        if snapshots.asked {
+            return None;
+        }
+        snapshots.asked = snapshots.wanted.is_some();
+        snapshots.wanted
+    }
+
+    pub(super) fn provide(&mut self, position: Position, data: Vec<u8>) {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_data(data.into());
+        let meta = snapshot.mut_metadata();
+        (meta.index, meta.term) = (position.index, position.term);
+        meta.set_conf_state(self.conf_state.clone());
+        *self.snapshots.get_mut() = Snapshots { ready: Some(snapshot), wanted: None, asked: false };
+    }
+
+    /// Starts the log anew after a snapshot from the leader.
+    pub(super) fn install(
+        &mut self,
+        position: Position,
+        conf_state: ConfState,
+        hard_state: Option<&HardState>,
+    ) -> Result<(), LogError> {
+        self.conf_state = conf_state;
+        self.log.reset(position, hard_state)
+    }
+}
+
+/// raft asks for entries and terms in the middle of its own work. A log that cannot be read there cannot be
+/// gone on with, and the raft crate stops on any error it does not know.
+fn fatal(error: LogError) -> raft::Error {
+    raft::Error::Store(StorageError::Other(error.into()))
+}
+
+impl<L: LogStore> Storage for RaftStorage<L> {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        let mut hard_state = self.log.hard_state();
+        // The commit index is written with the next batch, so a crash may leave it behind what was applied.
+        hard_state.commit = hard_state.commit.max(self.applied);
+        let truncated = self.log.truncated();
+        if hard_state.term < truncated.term {
+            hard_state.term = truncated.term;
+        }
+        Ok(RaftState { hard_state, conf_state: self.conf_state.clone() })
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.log.truncated().index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        self.log.entries(low, high, max_size.into().unwrap_or(u64::MAX)).map_err(fatal)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index < self.log.truncated().index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        self.log.term(index).map_err(fatal)?.ok_or(raft::Error::Store(StorageError::Unavailable))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.log.truncated().index + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.log.last_index())
+    }
+
+    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
+        let mut snapshots = self.snapshots.borrow_mut();
+        let least = request_index.max(self.log.truncated().index);
+        match &snapshots.ready {
+            Some(snapshot) if snapshot.get_metadata().index >= least => Ok(snapshot.clone()),
+            _ => {
+                snapshots.ready = None;
+                snapshots.wanted = Some(SnapshotRequest { index: least });
+                Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Files and directories, and how they look from outside.
+
+use std::collections::BTreeMap;
+
+use super::path;
+
+/// A file or a directory of the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Index of the operation that made it.
+    pub created: u64,
+    /// Index of the operation that last wrote it.
+    pub modified: u64,
+    /// When it goes, in nanoseconds of Unix time; `None` for ever.
+    pub expires_ns: Option<i64>,
+    /// What it holds.
+    pub kind: Kind,
+}
+
+/// What a node holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A value.
+    File(String),
+    /// Children by name.
+    Dir(BTreeMap<String, Node>),
+}
+
+/// How much of a directory to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The node alone.
+    Node,
+    /// The node and its visible children, those without theirs.
+    Children,
+    /// The whole visible subtree.
+    All,
+}
+
+/// A node as clients see it, by its full path.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NodeView {
+    /// Full path from the root of the tree.
+    pub path: String,
+    /// The value of a file; `None` for directories and for what was removed.
+    pub value: Option<String>,
+    /// Whether it is a directory.
+    pub dir: bool,
+    /// When it goes, in nanoseconds of Unix time.
+    pub expires_ns: Option<i64>,
+    /// Children shown.
+    pub nodes: Vec<NodeView>,
+    /// Index of the last write.
+    pub modified: u64,
+    /// Index of the creation.
+    pub created: u64,
+}
+
+impl Node {
+    /// A file made at `index`.
+    pub fn file(index: u64, value: String, expires_ns: Option<i64>) -> Node {
+        Node { created: index, modified: index, expires_ns, kind: Kind::File(value) }
+    }
+
+    /// An empty directory made at `index`.
+    pub fn dir(index: u64, expires_ns: Option<i64>) -> Node {
+        Node { created: index, modified: index, expires_ns, kind: Kind::Dir(BTreeMap::new()) }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.kind, Kind::Dir(_))
+    }
+
+    /// The children of a directory.
+    pub fn children(&self) -> Option<&BTreeMap<String, Node>> {
+        match &self.kind {
+            Kind::Dir(children) => Some(children),
+            Kind::File(_) => None,
+        }
+    }
+
+    /// The children of a directory, to be changed.
+    pub fn children_mut(&mut self) -> Option<&mut BTreeMap<String, Node>> {
+        match &mut self.kind {
+            Kind::Dir(children) => Some(children),
+            Kind::File(_) => None,
+        }
+    }
+
+    /// The value of a file.
+    pub fn value(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::File(value) => Some(value),
+            Kind::Dir(_) => None,
+        }
+    }
+
+    /// Puts a child into a directory; a file has no place for one.
+    pub(super) fn insert(&mut self, name: &str, child: Node) {
+        if let Some(children) = self.children_mut() {
+            children.insert(name.to_owned(), child);
+        }
+    }
+
+    /// The node at `at` as clients see it. Hidden children are left out.
+    pub fn view(&self, at: &str, depth: Depth) -> NodeView {
+        let below = match depth {
+            Depth::Node => None,
+            Depth::Children => Some(Depth::Node),
+            Depth::All => Some(Depth::All),
+        };
+        let nodes = match (self.children(), below) {
+            (Some(children), Some(below)) => children
+                .iter()
+                .filter(|(name, _)| !path::is_hidden_name(name))
+                .map(|(name, child)| child.view(&path::join(at, name), below))
+                .collect(),
+            _ => Vec::new(),
+        };
+        NodeView {
+            path: at.to_owned(),
+            value: self.value().map(str::to_owned),
+            dir: self.is_dir(),
+            expires_ns: self.expires_ns,
+            nodes,
+            modified: self.modified,
+            created: self.created,
+        }
+    }
+}

