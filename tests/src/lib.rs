@@ -17,6 +17,7 @@
 //! | [`cluster`] | three members of our store or of Debian's etcd |
 //! | [`tutorial`], [`systemd`] | the hand-installation guide's files, and what systemd would run for them |
 //! | [`stage`] | the guide's three hosts, brought up step by step |
+//! | [`flannel`] | what flanneld leaves on a host, checked |
 //! | [`docker`] | a `dockerd` of its own in a namespace |
 //! | [`notify`] | the receiving end of `sd_notify` |
 
@@ -24,6 +25,7 @@ pub mod cluster;
 pub mod command;
 pub mod docker;
 pub mod fabric;
+pub mod flannel;
 pub mod http;
 pub mod notify;
 pub mod ns;

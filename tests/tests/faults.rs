@@ -1,0 +1,279 @@
+//! What must survive: `kill -9` of the leader under writes, of all three members at once, and a cut cable.
+//!
+//! Three members with the guide's flags over TLS, each in its own namespace on one underlay. A write counts as
+//! acknowledged when its answer has arrived; from then on every member must have it for good. A write that
+//! failed may be there or not.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use weft_tests::cluster::Cluster;
+use weft_tests::cluster::Server;
+use weft_tests::fabric::Fabric;
+use weft_tests::http::Request;
+use weft_tests::process::one_at_a_time;
+use weft_tests::tutorial::make_certificates;
+use weft_tests::v2::Endpoint;
+use weft_tests::wait::wait_for;
+
+const ALL: [usize; 3] = [0, 1, 2];
+/// Election, catching up and replay on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Writers that never stop at a failure, and what they were promised.
+struct Load {
+    round: usize,
+    stop: AtomicBool,
+    acknowledged: AtomicUsize,
+    promises: Mutex<Vec<(String, String)>>,
+}
+
+impl Load {
+    fn new(round: usize) -> Self {
+        Self {
+            round,
+            stop: AtomicBool::new(false),
+            acknowledged: AtomicUsize::new(0),
+            promises: Mutex::default(),
+        }
+    }
+
+    /// Writes one key after the other, moving on to the next member when one does not take a write.
+    fn write(&self, writer: usize, endpoints: &[Endpoint<'_>]) {
+        let mut at = writer;
+        let mut promised = Vec::new();
+        for n in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let (key, value) = (format!("/load/{}-{writer}/{n}", self.round), format!("{writer}-{n}"));
+            if endpoints[at % endpoints.len()].set(&key, &value).is_ok() {
+                promised.push((key, value));
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            } else {
+                at += 1;
+            }
+        }
+        self.promises.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(promised);
+    }
+
+    /// Waits until `more` further writes are acknowledged.
+    fn wait_more(&self, more: usize) -> Result<()> {
+        let goal = self.acknowledged.load(Ordering::Relaxed) + more;
+        wait_for("acknowledged writes", SOON, || {
+            let now = self.acknowledged.load(Ordering::Relaxed);
+            ensure!(now >= goal, "{now} of {goal}");
+            Ok(())
+        })
+    }
+
+    /// Runs `scene` while three writers write, then returns what was acknowledged.
+    fn during(
+        round: usize,
+        endpoints: &[Endpoint<'_>],
+        scene: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Vec<(String, String)>> {
+        let load = Self::new(round);
+        std::thread::scope(|scope| {
+            for writer in ALL {
+                let load = &load;
+                scope.spawn(move || load.write(writer, endpoints));
+            }
+            let outcome = scene(&load);
+            load.stop.store(true, Ordering::Relaxed);
+            outcome
+        })?;
+        Ok(load.promises.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+/// Every promise is kept by every member: at first asked through the leader, then on its own.
+fn promises_are_kept(cluster: &Cluster<'_>, promises: &[(String, String)]) -> Result<()> {
+    ensure!(!promises.is_empty(), "no write was acknowledged at all: the test has tested nothing");
+    for n in ALL {
+        let member = &cluster.members[n];
+        // One quorum read on the member itself: what it answers after is at least as new.
+        wait_for("a quorum read", SOON, || member.endpoint().value(&promises[0].0, true))?;
+        let tree = member.endpoint().get("/v2/keys/load?recursive=true")?.json()?;
+        let mut found = std::collections::BTreeMap::new();
+        collect(&tree["node"], &mut found);
+        let lost: Vec<_> = promises
+            .iter()
+            .filter(|(k, v)| found.get(k.as_str()) != Some(&v.as_str()))
+            .map(|(k, _)| k)
+            .collect();
+        ensure!(
+            lost.is_empty(),
+            "{} has lost {} of {} acknowledged writes, e.g. {:?}",
+            member.name,
+            lost.len(),
+            promises.len(),
+            &lost[..lost.len().min(5)]
+        );
+    }
+    same_index_everywhere(cluster)
+}
+
+fn collect<'a>(node: &'a serde_json::Value, found: &mut std::collections::BTreeMap<&'a str, &'a str>) {
+    if let (Some(key), Some(value)) = (node["key"].as_str(), node["value"].as_str()) {
+        found.insert(key, value);
+    }
+    for child in node["nodes"].as_array().into_iter().flatten() {
+        collect(child, found);
+    }
+}
+
+/// The store's index is replicated state: once all have applied everything, it is the same.
+fn same_index_everywhere(cluster: &Cluster<'_>) -> Result<()> {
+    wait_for("the same index everywhere", SOON, || {
+        let mut indices = Vec::new();
+        for n in ALL {
+            let reply = cluster.members[n].endpoint().get("/v2/keys/load")?;
+            indices.push(reply.header("X-Etcd-Index").context("X-Etcd-Index")?.to_owned());
+        }
+        ensure!(indices[0] == indices[1] && indices[1] == indices[2], "{indices:?}");
+        Ok(())
+    })
+}
+
+fn started(fabric: &Fabric) -> Result<(Cluster<'_>, tempfile::TempDir)> {
+    let certs = tempfile::tempdir()?;
+    make_certificates(certs.path())?;
+    let mut cluster = Cluster::on_fabric(fabric, Server::Weft, certs.path())?;
+    cluster.start()?;
+    Ok((cluster, certs))
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_when_the_leader_is_killed() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let (mut cluster, _certs) = started(&fabric)?;
+    let endpoints = ALL.map(|n| cluster.members[n].endpoint());
+    let mut promises = Vec::new();
+    // Twice: the second time the log has been replayed once already.
+    for round in 0..2 {
+        let leader = cluster.wait_leader(&ALL)?;
+        let rest: Vec<usize> = ALL.into_iter().filter(|&n| n != leader).collect();
+        promises.extend(Load::during(round, &endpoints, |load| {
+            load.wait_more(100)?;
+            cluster.members[leader].kill9()?;
+            load.wait_more(100).context("after the leader was killed")?;
+            let next = cluster.wait_leader(&rest)?;
+            ensure!(next != leader, "the killed member leads");
+            cluster.members[leader].start()?;
+            cluster.members[leader].wait_healthy(SOON).context("the killed member again")?;
+            load.wait_more(100)
+        })?);
+        promises_are_kept(&cluster, &promises)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_when_all_members_are_killed_at_once() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let (mut cluster, _certs) = started(&fabric)?;
+    let endpoints = ALL.map(|n| cluster.members[n].endpoint());
+    let ids = cluster.members[0].endpoint().get("/v2/members")?.json()?;
+    let promises = Load::during(0, &endpoints, |load| {
+        load.wait_more(300)?;
+        for member in &mut cluster.members {
+            member.kill9()?;
+        }
+        Ok(())
+    })?;
+    for n in ALL {
+        let refused = cluster.members[n].endpoint().get("/version");
+        ensure!(refused.is_err(), "{} still answers", cluster.members[n].name);
+    }
+    cluster.start()?;
+    promises_are_kept(&cluster, &promises)?;
+    ensure!(cluster.members[2].endpoint().get("/v2/members")?.json()? == ids, "the membership has changed");
+    // And it goes on from there.
+    cluster.members[1].endpoint().set("/load/after", "all")?;
+    same_index_everywhere(&cluster)
+}
+
+#[test]
+fn a_member_that_is_cut_off_refuses_and_later_catches_up() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let (mut cluster, _certs) = started(&fabric)?;
+    for cut_the_leader in [false, true] {
+        let leader = cluster.wait_leader(&ALL)?;
+        let cut = if cut_the_leader { leader } else { (leader + 1) % 3 };
+        let who = if cut_the_leader { "leader" } else { "follower" };
+        let rest: Vec<usize> = ALL.into_iter().filter(|&n| n != cut).collect();
+        let before = format!("before-{who}");
+        cluster.members[rest[0]].endpoint().set("/load/x", &before)?;
+        same_index_everywhere(&cluster)?;
+
+        fabric.set_cable(cut, false)?;
+        majority_goes_on(&cluster, &rest, &before, who).with_context(|| format!("the {who} is cut off"))?;
+        minority_refuses(&cluster.members[cut].endpoint(), &before)
+            .with_context(|| format!("cut-off {who}"))?;
+        cluster.members[cut].process()?.wait_until("running on", SOON, |_| Ok(()))?;
+
+        fabric.set_cable(cut, true)?;
+        let latest = format!("during-{who}");
+        wait_for("catching up", SOON, || {
+            let value = cluster.members[cut].endpoint().value("/load/x", false)?;
+            ensure!(value == latest, "it still says {value}");
+            Ok(())
+        })?;
+        cluster.members[cut].wait_healthy(SOON)?;
+        cluster.wait_leader(&ALL)?;
+        let written = cluster.members[cut].endpoint().value("/load/minority", true);
+        ensure!(written.is_err(), "the refused write came to be after all: {written:?}");
+        same_index_everywhere(&cluster)?;
+    }
+    Ok(())
+}
+
+/// The two that see each other have a leader among them and take writes and quorum reads.
+fn majority_goes_on(cluster: &Cluster<'_>, rest: &[usize], before: &str, who: &str) -> Result<()> {
+    cluster.wait_leader(rest)?;
+    let during = format!("during-{who}");
+    for &n in rest {
+        let endpoint = cluster.members[n].endpoint();
+        ensure!(endpoint.value("/load/x", true)? == if n == rest[0] { before } else { &during });
+        endpoint.set("/load/x", &during)?;
+        ensure!(endpoint.value("/load/x", true)? == during);
+    }
+    Ok(())
+}
+
+/// Alone it answers plain reads from what it has, and nothing that needs the others.
+fn minority_refuses(alone: &Endpoint<'_>, before: &str) -> Result<()> {
+    let form = "application/x-www-form-urlencoded";
+    let write = Request {
+        method: "PUT",
+        target: "/v2/keys/load/minority?prevExist=false",
+        body: Some((form, "value=1")),
+        ..Request::default()
+    };
+    let quorum = Request { target: "/v2/keys/load/x?quorum=true", ..Request::default() };
+    let refused = |request: &Request<'_>| -> Result<()> {
+        let reply = alone.send(request)?;
+        let code = reply.json()?["errorCode"].clone();
+        ensure!(reply.status == 500 && code == 300, "{}: {}: {}", request.target, reply.status, reply.text());
+        Ok(())
+    };
+    // Both wait for their time-out of 7 s, so they do it together.
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| refused(&write));
+        refused(&quorum).context("quorum read")?;
+        writing.join().map_err(|_| anyhow!("panic"))?.context("write")
+    })?;
+    let plain = alone.value("/load/x", false)?;
+    if plain != before {
+        bail!("a plain read gives {plain}, not the {before} of before the cut");
+    }
+    let health = alone.get("/health")?;
+    ensure!(health.status == 503, "health: {}: {}", health.status, health.text());
+    Ok(())
+}
