@@ -6,5 +6,9 @@
 
 pub mod alloc;
 pub mod config;
+pub mod datapath;
+pub mod lease;
+pub mod plan;
 pub mod types;
+pub mod watch;
 pub mod wire;

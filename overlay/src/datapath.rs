@@ -1,0 +1,42 @@
+//! The seam between the daemon and whatever carries packets: today the kernel's VXLAN device
+//! ([`crate::net::vxlan`]), later a data plane in user space.
+//!
+//! A data path is told the whole truth each time ([`DataPath::sync`] gets every peer), never a difference. It finds
+//! out itself what to change, so repeating a call is harmless and repairs what others broke.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::Ipv4Addr;
+
+use crate::types::{Mtu, Subnet, VtepMac};
+
+/// Another host of the overlay, as its lease describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// Hardware address of its VTEP.
+    pub mac: VtepMac,
+    /// Its address on the underlay.
+    pub public_ip: Ipv4Addr,
+}
+
+/// What carries the overlay's packets.
+pub trait DataPath: Send {
+    /// What can go wrong; the text says what to do about it.
+    type Error: fmt::Display + Send;
+
+    /// The device's name.
+    fn device(&self) -> &str;
+
+    /// The hardware address to advertise.
+    fn mac(&self) -> VtepMac;
+
+    /// The MTU for containers.
+    fn mtu(&self) -> Mtu;
+
+    /// Gives the device our subnet's base address and brings it up. Called once, after the lease is acquired.
+    fn configure(&mut self, own: Subnet) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Makes exactly these peers reachable and repairs whatever differs; returns how many changes that took.
+    fn sync(&mut self, peers: &BTreeMap<Subnet, Peer>) -> impl Future<Output = Result<usize, Self::Error>> + Send;
+}
