@@ -7,7 +7,9 @@
 pub mod alloc;
 pub mod config;
 pub mod datapath;
+pub mod iface;
 pub mod lease;
+pub mod net;
 pub mod plan;
 pub mod types;
 pub mod watch;

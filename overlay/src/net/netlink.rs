@@ -1,0 +1,411 @@
+//! rtnetlink: reads links, addresses, routes, neighbours and FDB entries, and applies single [`Change`]s.
+//!
+//! The messages are flannel v0.10's as observed (fact sheet, vxlan backend), plus MTU and MAC at creation, which
+//! newer flannels send too: a MAC given at creation is one that systemd's persistent-MAC policy leaves alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
+use nix::errno::Errno;
+use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+
+use crate::iface::Interface;
+use crate::plan::{Change, LinkSpec, LinkState, Observed, Route, VxlanState};
+use crate::types::{Subnet, VtepMac};
+
+/// A netlink request that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The kernel refused. `what` says what was asked.
+    #[error("{what}: {}{}", errno.desc(), hint(*errno))]
+    Kernel {
+        /// What was asked for.
+        what: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The answer could not be had or understood.
+    #[error("{what}: {why}")]
+    Other {
+        /// What was asked for.
+        what: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// No netlink socket.
+    #[error("netlink socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => " (overlayd needs CAP_NET_ADMIN: run it as root)",
+        Errno::EOPNOTSUPP => " (does the kernel have the vxlan module?)",
+        _ => "",
+    }
+}
+
+impl NetlinkError {
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Kernel { errno, .. } => Some(*errno),
+            Self::Other { .. } | Self::Socket(_) => None,
+        }
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
+    move |error| match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            NetlinkError::Kernel { what: what.into(), errno: Errno::from_raw(-message.raw_code()) }
+        }
+        other => NetlinkError::Other { what: what.into(), why: other.to_string() },
+    }
+}
+
+/// A netlink socket of the network namespace in which it was opened.
+#[derive(Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens the socket. Must be called within a tokio runtime, which then serves it.
+    ///
+    /// # Errors
+    /// When no socket can be had.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// All interfaces with their IPv4 addresses.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn interfaces(&self) -> Result<Vec<Interface>, NetlinkError> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
+        let mut interfaces: Vec<Interface> = links.iter().map(interface).collect();
+        let addresses = self.handle.address().get().execute();
+        let addresses: Vec<AddressMessage> = addresses.try_collect().await.map_err(failed("list addresses"))?;
+        for message in &addresses {
+            if let (Some((ip, _)), Some(interface)) =
+                (local_address(message), interfaces.iter_mut().find(|i| i.index == message.header.index))
+            {
+                interface.addresses.push(ip);
+            }
+        }
+        Ok(interfaces)
+    }
+
+    /// The interface of the first IPv4 default route in the main table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn default_interface(&self) -> Result<Option<u32>, NetlinkError> {
+        let routes = self.routes().await?;
+        let default = routes.iter().find(|r| {
+            is_main(r) && r.header.destination_prefix_length == 0 && r.header.kind == RouteType::Unicast
+        });
+        Ok(default.and_then(output_interface))
+    }
+
+    /// The interface through which the kernel would send to `address`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; no route is `None`.
+    pub async fn interface_towards(&self, address: Ipv4Addr) -> Result<Option<u32>, NetlinkError> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let what = format!("route to {address}");
+        let answer = self.handle.route().get(query).execute().try_next().await.map_err(failed(what));
+        match answer {
+            Ok(route) => Ok(route.as_ref().and_then(output_interface)),
+            Err(e) if matches!(e.errno(), Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Everything about the device called `name`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; a device that does not exist is no error.
+    pub async fn observe(&self, name: &str) -> Result<Observed, NetlinkError> {
+        let Some(link) = self.link(name).await? else { return Ok(Observed::default()) };
+        let index = link.index;
+
+        let addresses = self.handle.address().get().set_link_index_filter(index).execute();
+        let addresses: Vec<AddressMessage> = addresses.try_collect().await.map_err(failed("list addresses"))?;
+        let neighbours = self.neighbours(AddressFamily::Inet, index).await?;
+        let fdb = self.neighbours(AddressFamily::Bridge, index).await?;
+        let routes = self.routes().await?;
+        let ours = routes.iter().filter(|r| is_main(r) && output_interface(r) == Some(index));
+        Ok(Observed {
+            link: Some(link),
+            addresses: addresses.iter().filter_map(local_address).collect(),
+            routes: ours.filter_map(route).collect::<BTreeSet<_>>(),
+            neighbours: neighbours.iter().filter_map(entry).map(|(mac, ip)| (ip, mac)).collect::<BTreeMap<_, _>>(),
+            fdb: fdb.iter().filter_map(entry).collect(),
+        })
+    }
+
+    /// The device called `name`, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn link(&self, name: &str) -> Result<Option<LinkState>, NetlinkError> {
+        let what = format!("look up {name}");
+        let mut links = self.handle.link().get().match_name(name).execute();
+        match links.try_next().await.map_err(failed(what)) {
+            Ok(link) => Ok(link.as_ref().map(link_state)),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn neighbours(&self, family: AddressFamily, index: u32) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+        let request = self.handle.neighbours().get().set_address_family(family).execute();
+        let all: Vec<NeighbourMessage> = request.try_collect().await.map_err(failed("list neighbours"))?;
+        Ok(all.into_iter().filter(|n| n.header.ifindex == index && n.header.state == NeighbourState::Permanent).collect())
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        self.handle.route().get(query).execute().try_collect().await.map_err(failed("list routes"))
+    }
+
+    /// Makes one change to the device of `spec`, whose interface index is `index` (unused by
+    /// [`Change::CreateLink`]). Removing what is gone already succeeds.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn apply(&self, spec: &LinkSpec, index: u32, change: &Change) -> Result<(), NetlinkError> {
+        let what = format!("{}: {change:?}", spec.name);
+        let link = |message| self.handle.link().change(message).execute();
+        let outcome = match change {
+            Change::CreateLink => return self.create(spec).await,
+            Change::DeleteLink(_) => self.handle.link().del(index).execute().await,
+            Change::SetMac(mac) => {
+                link(LinkUnspec::new_with_index(index).address(mac.octets().to_vec()).build()).await
+            }
+            Change::SetMtu(mtu) => link(LinkUnspec::new_with_index(index).mtu(mtu.get().into()).build()).await,
+            Change::SetUp => link(LinkUnspec::new_with_index(index).up().build()).await,
+            Change::AddAddress(ip) => {
+                // flannel sends no broadcast address; the library would, for anything but a /32.
+                self.handle.address().add(index, IpAddr::V4(*ip), 32).execute().await
+            }
+            Change::RemoveAddress(ip, len) => {
+                let message = self.handle.address().add(index, IpAddr::V4(*ip), *len).message_mut().clone();
+                self.handle.address().del(message).execute().await
+            }
+            Change::SetNeighbour(ip, mac) => {
+                let request = self.handle.neighbours().add(index, IpAddr::V4(*ip)).kind(RouteType::Unicast);
+                request.link_layer_address(&mac.octets()).replace().execute().await
+            }
+            Change::SetFdb(mac, ip) => {
+                let request = self.handle.neighbours().add_bridge(index, &mac.octets());
+                request.flags(NeighbourFlags::Own).destination(IpAddr::V4(*ip)).replace().execute().await
+            }
+            Change::RemoveNeighbour(ip) => {
+                let message = self.handle.neighbours().add(index, IpAddr::V4(*ip)).message_mut().clone();
+                self.handle.neighbours().del(message).execute().await
+            }
+            Change::RemoveFdb(mac, ip) => {
+                let request = self.handle.neighbours().add_bridge(index, &mac.octets());
+                let mut request = request.flags(NeighbourFlags::Own).destination(IpAddr::V4(*ip));
+                self.handle.neighbours().del(request.message_mut().clone()).execute().await
+            }
+            Change::SetRoute(to) => {
+                let message = route_message(index, &Route::to_peer(*to));
+                self.handle.route().add(message).replace().execute().await
+            }
+            Change::RemoveRoute(route) => self.handle.route().del(route_message(index, route)).execute().await,
+        };
+        match outcome.map_err(failed(what)) {
+            Err(e) if is_removal(change) && matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV)) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn create(&self, spec: &LinkSpec) -> Result<(), NetlinkError> {
+        let mut link = LinkVxlan::new(&spec.name, spec.vni.get())
+            .dev(spec.parent)
+            .local(spec.local)
+            .ttl(0)
+            .tos(0)
+            .learning(spec.learning)
+            .proxy(false)
+            .rsc(false)
+            .l2miss(false)
+            .l3miss(false);
+        if let Some(port) = spec.port {
+            link = link.port(port);
+        }
+        if spec.gbp {
+            link = link.gbp();
+        }
+        let link = link.txqueuelen(0).mtu(spec.mtu.get().into()).address(spec.mac.octets().to_vec());
+        let port = spec.port.map_or_else(|| "8472".to_owned(), |p| p.to_string());
+        let outcome = self.handle.link().add(link.build()).execute().await;
+        outcome.map_err(failed(format!("create {}", spec.name))).map_err(|e| match e {
+            NetlinkError::Kernel { what, errno: Errno::EEXIST } => NetlinkError::Other {
+                what,
+                why: format!(
+                    "another device already has VNI {} on UDP port {port}: find it with `ip -d link show type vxlan` \
+                     and delete it, or set another VNI in the network config",
+                    spec.vni
+                ),
+            },
+            other => other,
+        })
+    }
+}
+
+fn is_removal(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::DeleteLink(_) | Change::RemoveRoute(_) | Change::RemoveNeighbour(_) | Change::RemoveFdb(..)
+    )
+}
+
+fn route_message(index: u32, route: &Route) -> RouteMessage {
+    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(route.to.base(), route.to.len())
+        .output_interface(index)
+        .protocol(RouteProtocol::Boot);
+    if let Some(gateway) = route.gateway {
+        builder = builder.gateway(gateway);
+    }
+    if route.onlink { builder.onlink().build() } else { builder.build() }
+}
+
+fn interface(link: &LinkMessage) -> Interface {
+    let mut interface =
+        Interface { index: link.header.index, name: String::new(), mtu: 0, addresses: Vec::new() };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            _ => {}
+        }
+    }
+    interface
+}
+
+fn link_state(link: &LinkMessage) -> LinkState {
+    let mut state = LinkState {
+        index: link.header.index,
+        kind: Err("device".to_owned()),
+        mac: None,
+        mtu: 0,
+        up: link.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => state.mtu = *mtu,
+            LinkAttribute::Address(bytes) => {
+                let bytes = <[u8; 6]>::try_from(bytes.as_slice()).ok();
+                state.mac = bytes.and_then(|b| VtepMac::try_from(b).ok());
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) if state.kind.is_err() => state.kind = Err(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vxlan(options)) => state.kind = Ok(vxlan_state(options)),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    state
+}
+
+fn vxlan_state(options: &[InfoVxlan]) -> VxlanState {
+    let mut state = VxlanState::default();
+    for option in options {
+        match option {
+            InfoVxlan::Id(vni) => state.vni = *vni,
+            InfoVxlan::Port(port) => state.port = *port,
+            InfoVxlan::Link(index) => state.parent = *index,
+            InfoVxlan::Local(ip) => state.local = Some(*ip),
+            InfoVxlan::Group(ip) => state.group = Some(*ip),
+            InfoVxlan::Gbp => state.gbp = true,
+            InfoVxlan::Learning(on) => state.learning = *on,
+            InfoVxlan::L2Miss(on) => state.l2miss = *on,
+            _ => {}
+        }
+    }
+    state
+}
+
+fn local_address(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {
+    let find = |want_local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(ip)) if want_local => Some(*ip),
+            AddressAttribute::Address(IpAddr::V4(ip)) if !want_local => Some(*ip),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false)).map(|ip| (ip, message.header.prefix_len))
+}
+
+fn is_main(route: &RouteMessage) -> bool {
+    let table = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    table.unwrap_or(route.header.table.into()) == u32::from(RouteHeader::RT_TABLE_MAIN)
+}
+
+fn output_interface(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    })
+}
+
+fn route(message: &RouteMessage) -> Option<Route> {
+    let (mut to, mut gateway) = (Ipv4Addr::UNSPECIFIED, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = *ip,
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
+            _ => {}
+        }
+    }
+    let onlink = message.header.flags.contains(RouteFlags::Onlink);
+    Some(Route { to: Subnet::new(to, message.header.destination_prefix_length)?, gateway, onlink })
+}
+
+/// A neighbour or FDB entry as (hardware address, IPv4 address); `None` for other kinds.
+fn entry(message: &NeighbourMessage) -> Option<(VtepMac, Ipv4Addr)> {
+    let (mut mac, mut ip) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().and_then(|b| VtepMac::try_from(b).ok());
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(*v4),
+            // Of an FDB entry the library does not know the family.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                ip = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+            }
+            _ => {}
+        }
+    }
+    Some((mac?, ip?))
+}
