@@ -1,0 +1,378 @@
+//! The demo's steps, in the order of the tutorial: certificates, stores, network configuration, overlay,
+//! containers; then health, the mesh and traffic between containers.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use pki::cluster::{self, ClusterSpec};
+use pki::disk;
+use pki::key::{KeySpec, RsaSize};
+use store::client::{Client, Config, GetOptions, PutOptions, TlsFiles};
+
+use super::control::{FromStage, Plan};
+use super::daemon::{Daemon, clean_command, stop_all, wait_ready};
+use super::fabric::Namespace;
+use super::lab::Lab;
+use super::probe::{Echoes, ping, tcp_exchange};
+use super::report::Reporter;
+use super::topology::{
+    Attachment, CONFIG_KEY, GATEWAY, HOSTS, Host, NETWORK_CONFIG, Paths, endpoints, overlayd_args, store_args,
+};
+
+/// Time for all programs of a kind to become ready; they take well under a second each.
+const READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for the overlay to carry the first packet once every overlayd is ready: a lease has to reach all others.
+const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the programs to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+/// Time for one answer of the store.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+const ECHO_COUNT: u16 = 3;
+const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+const TCP_BYTES: usize = 1 << 20;
+
+/// A demo as far as it has come.
+#[derive(Debug)]
+pub(crate) struct Demo {
+    plan: Plan,
+    paths: Paths,
+    reporter: Reporter,
+    stores: Vec<Daemon>,
+    overlayds: Vec<Daemon>,
+    // Last, so that the programs above end before their namespaces do.
+    lab: Lab,
+}
+
+impl Demo {
+    /// Builds the network; `announce` is told of the namespaces as soon as they exist.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub(crate) fn begin(
+        plan: Plan,
+        reporter: &Reporter,
+        announce: impl FnOnce(&FromStage) -> Result<()>,
+    ) -> Result<Self> {
+        let paths = Paths::new(&plan.work_dir);
+        let lab =
+            reporter.step("three hosts and three containers: network namespaces and a bridge", || {
+                let lab = Lab::build()?;
+                announce(&FromStage::Holding {
+                    networks: lab.held()?,
+                    pid_namespace: fs::metadata("/proc/self/ns/pid")?.ino(),
+                })?;
+                for site in &lab.sites {
+                    reporter.detail(&format!("{}  {}", site.host.name, site.host.cidr()));
+                }
+                Ok(lab)
+            })?;
+        Ok(Self { plan, paths, reporter: reporter.clone(), stores: Vec::new(), overlayds: Vec::new(), lab })
+    }
+
+    /// Everything from the certificates to the last packet; the containers' addresses.
+    ///
+    /// # Errors
+    /// The first step that fails; it has been printed.
+    pub(crate) fn run(&mut self) -> Result<Vec<Ipv4Addr>> {
+        let reporter = self.reporter.clone();
+        reporter.step("certificates: a CA, the stores' and the clients'", || self.certificates())?;
+        reporter.step("three stores, TLS among themselves and to clients", || self.start_stores())?;
+        reporter.step("the network configuration", || self.configure_network())?;
+        let masquerade = self.masquerade_tool();
+        reporter.step("overlayd on every host", || self.start_overlayds(&masquerade))?;
+        let attachments =
+            reporter.step("a container behind docker0 on every host", || self.attach_containers())?;
+        reporter.step("cli health", || self.health())?;
+        reporter.step("cli ping-mesh: every node to every other over the overlay", || self.mesh())?;
+        reporter.step("ping from container to container, with the longest packets that fit", || {
+            self.ping_containers(&attachments)
+        })?;
+        reporter.step("TCP from container to container, 1 MiB there and back", || self.tcp(&attachments))?;
+        match masquerade {
+            Ok(_) => {
+                reporter.step("from the containers to the outside, masqueraded", || self.ping_outside())?;
+            }
+            Err(why) => reporter.detail(&format!("skipped: masquerading to the outside, as {why}")),
+        }
+        Ok(attachments.iter().map(|attachment| attachment.container().address).collect())
+    }
+
+    /// Ends the programs in good order.
+    ///
+    /// # Errors
+    /// When one has ended before, does not end in time or ends with a failure.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let mut complaints = stop_all(&mut self.overlayds, STOP_TIMEOUT);
+        complaints.extend(stop_all(&mut self.stores, STOP_TIMEOUT));
+        ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
+        Ok(())
+    }
+
+    fn certificates(&self) -> Result<()> {
+        let spec = ClusterSpec {
+            hosts: HOSTS.iter().map(|host| pki::host::Host::Ip(host.address.into())).collect(),
+            key: KeySpec::Rsa(RsaSize::Bits2048),
+            expiry: cluster::EXPIRY,
+        };
+        let now = time::OffsetDateTime::now_utc();
+        let (ca, authority) = cluster::make_ca(&spec, now)?;
+        let leaves = cluster::make_leaves(&spec, &authority, now)?;
+        let dir = self.paths.certificates();
+        disk::create_dir(&dir)?;
+        let files: Vec<_> =
+            std::iter::once(&ca).chain(&leaves).flat_map(|identity| identity.files(&dir)).collect();
+        disk::write_all(&files, false)?;
+        let names: Vec<&str> = leaves.iter().map(|identity| identity.name).collect();
+        self.reporter.detail(&format!("{}: ca, {}", dir.display(), names.join(", ")));
+        Ok(())
+    }
+
+    fn start_stores(&mut self) -> Result<()> {
+        fs::create_dir_all(self.paths.logs())?;
+        for site in &self.lab.sites {
+            let args = store_args(&site.host, &self.paths);
+            let data = self.paths.data(&site.host);
+            let parent = data.parent().unwrap_or(&data);
+            fs::create_dir_all(parent).with_context(|| format!("{}", parent.display()))?;
+            self.trace_command(site.host.name, &self.plan.store, &args);
+            let name = format!("store-{}", site.host.member);
+            self.stores.push(Daemon::start(&name, &site.net, &self.plan.store, &args, &self.paths)?);
+        }
+        let reporter = self.reporter.clone();
+        wait_ready(&mut self.stores, READY_TIMEOUT, |name| reporter.detail(&format!("{name} is ready")))
+    }
+
+    fn configure_network(&mut self) -> Result<()> {
+        let (first, last) = (&self.lab.sites[0], &self.lab.sites[HOSTS.len() - 1]);
+        let options = PutOptions { value: Some(NETWORK_CONFIG.to_owned()), ..PutOptions::default() };
+        self.with_client(&first.net, &first.host, async |client| {
+            Ok(client.put(CONFIG_KEY, options).await.map(drop)?)
+        })
+        .with_context(|| format!("set {CONFIG_KEY} at {}", first.host.client_url()))?;
+        let read = self
+            .with_client(&last.net, &last.host, async |client| {
+                Ok(client.get(CONFIG_KEY, GetOptions { quorum: true, ..GetOptions::default() }).await?)
+            })
+            .with_context(|| format!("read {CONFIG_KEY} back at {}", last.host.client_url()))?;
+        let value = read.node.and_then(|node| node.value);
+        ensure!(
+            value.as_deref() == Some(NETWORK_CONFIG),
+            "{CONFIG_KEY} was set at {} but reads {value:?} at {}",
+            first.host.client_url(),
+            last.host.client_url()
+        );
+        self.reporter.detail(&format!("{CONFIG_KEY} = {NETWORK_CONFIG}"));
+        Ok(())
+    }
+
+    /// Which packet filter program works here, or why overlayd has to do without masquerading.
+    fn masquerade_tool(&self) -> Result<&'static str, String> {
+        let mut refusals = Vec::new();
+        for (program, args) in [("iptables", ["-t", "nat", "-S"]), ("nft", ["-a", "list", "tables"])] {
+            let args = args.map(String::from);
+            match run_in(&self.lab.sites[0].net, &mut clean_command(Path::new(program), &args)) {
+                Ok(output) if output.status.success() => return Ok(program),
+                Ok(output) => {
+                    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                    refusals.push(format!("{program} does not work here ({text})"));
+                }
+                Err(_) => refusals.push(format!("{program} is not installed")),
+            }
+        }
+        Err(refusals.join(" and "))
+    }
+
+    fn start_overlayds(&mut self, masquerade: &Result<&'static str, String>) -> Result<()> {
+        if let Err(why) = masquerade {
+            self.reporter.detail(&format!("without --ip-masq, as {why}"));
+        }
+        for site in &self.lab.sites {
+            let args = overlayd_args(&site.host, &self.paths, masquerade.is_ok());
+            self.trace_command(site.host.name, &self.plan.overlayd, &args);
+            let name = format!("overlayd-{}", site.host.name);
+            self.overlayds.push(Daemon::start(&name, &site.net, &self.plan.overlayd, &args, &self.paths)?);
+        }
+        wait_ready(&mut self.overlayds, READY_TIMEOUT, |_| ())?;
+        self.check_stores()
+    }
+
+    fn attach_containers(&self) -> Result<Vec<Attachment>> {
+        let mut attachments = Vec::new();
+        for site in &self.lab.sites {
+            let file = self.paths.subnet_env(&site.host);
+            let text = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+            let attachment = Attachment::parse(&text).with_context(|| format!("{}", file.display()))?;
+            site.attach(&attachment)?;
+            self.reporter.detail(&format!(
+                "{}  docker0 {}  mtu {}  {} {}",
+                site.host.name,
+                attachment.bridge,
+                attachment.mtu,
+                site.container.name(),
+                attachment.container()
+            ));
+            attachments.push(attachment);
+        }
+        Ok(attachments)
+    }
+
+    fn health(&self) -> Result<()> {
+        let site = &self.lab.sites[0];
+        let output = self.run_cli(&site.net, &self.store_options("health"))?;
+        self.reporter.detail(&output);
+        Ok(())
+    }
+
+    fn mesh(&self) -> Result<()> {
+        let site = &self.lab.sites[0];
+        let args = self.store_options("ping-mesh");
+        let output = until(TRAFFIC_TIMEOUT, || self.run_cli(&site.net, &args))?;
+        self.reporter.detail(&output);
+        Ok(())
+    }
+
+    fn ping_containers(&self, attachments: &[Attachment]) -> Result<()> {
+        for (from, attachment) in self.lab.sites.iter().zip(attachments) {
+            for (to, target) in self.lab.sites.iter().zip(attachments) {
+                if from.host == to.host {
+                    continue;
+                }
+                let address = target.container().address;
+                let median =
+                    ping_until(&from.container, address, attachment.full_echo_len()).with_context(|| {
+                        format!("{} to {} ({address})", from.container.name(), to.container.name())
+                    })?;
+                self.reporter.detail(&format!(
+                    "{} {} -> {} {address}  {ECHO_COUNT}/{ECHO_COUNT}  {:.3} ms",
+                    from.container.name(),
+                    attachment.container().address,
+                    to.container.name(),
+                    median.as_secs_f64() * 1e3
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn tcp(&self, attachments: &[Attachment]) -> Result<()> {
+        let last = self.lab.sites.len() - 1;
+        let (client, server) = (&self.lab.sites[0].container, &self.lab.sites[last].container);
+        let address = attachments[last].container().address;
+        let took = tcp_exchange(server, client, address, TCP_BYTES, TRAFFIC_TIMEOUT)?;
+        let ms = took.as_secs_f64() * 1e3;
+        self.reporter.detail(&format!("{} <-> {} {address}  {ms:.1} ms", client.name(), server.name()));
+        Ok(())
+    }
+
+    /// The fabric has no route to the overlay: only a masqueraded echo request is answered.
+    fn ping_outside(&self) -> Result<()> {
+        for site in &self.lab.sites {
+            let median = ping_until(&site.container, GATEWAY.address, 56)
+                .with_context(|| format!("{} to {}", site.container.name(), GATEWAY.address))?;
+            let ms = median.as_secs_f64() * 1e3;
+            self.reporter.detail(&format!(
+                "{} -> {}  {ECHO_COUNT}/{ECHO_COUNT}  {ms:.3} ms",
+                site.container.name(),
+                GATEWAY.address
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_stores(&mut self) -> Result<()> {
+        self.stores.iter_mut().try_for_each(Daemon::check_alive)
+    }
+
+    /// `cli COMMAND` with the options that reach the stores.
+    fn store_options(&self, command: &str) -> Vec<String> {
+        vec![
+            command.to_owned(),
+            format!("--endpoints={}", endpoints().join(",")),
+            format!("--ca-file={}", self.paths.ca().display()),
+            format!("--cert-file={}", self.paths.certificate("admin").display()),
+            format!("--key-file={}", self.paths.key("admin").display()),
+        ]
+    }
+
+    /// Runs this program with other arguments; its standard output, or an error with all that it said.
+    fn run_cli(&self, namespace: &Namespace, args: &[String]) -> Result<String> {
+        self.trace_command(namespace.name(), &self.plan.cli, args);
+        let output = run_in(namespace, &mut clean_command(&self.plan.cli, args))?;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("`cli {}` ended with {}\n{stdout}{stderr}", args.join(" "), output.status);
+        }
+        Ok(stdout)
+    }
+
+    fn with_client<T: Send>(
+        &self,
+        namespace: &Namespace,
+        host: &Host,
+        work: impl AsyncFnOnce(Client) -> Result<T> + Send,
+    ) -> Result<T> {
+        let tls = TlsFiles {
+            ca: Some(self.paths.ca()),
+            cert: Some(self.paths.certificate("admin")),
+            key: Some(self.paths.key("admin")),
+        };
+        let config = Config {
+            endpoints: vec![host.client_url()],
+            tls,
+            request_timeout: Some(STORE_TIMEOUT),
+            ..Config::default()
+        };
+        namespace.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async { work(Client::new(config)?).await })
+        })?
+    }
+
+    fn trace_command(&self, place: &str, program: &Path, args: &[String]) {
+        let program = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+        self.reporter.trace(&format!("{place}$ {program} {}", args.join(" ")));
+    }
+}
+
+/// Runs a program inside `namespace` to its end.
+fn run_in(namespace: &Namespace, command: &mut Command) -> Result<Output> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    // A group of its own, as the daemons have: Ctrl-C is for the demo.
+    command.process_group(0);
+    namespace.run(|| command.output())?.with_context(|| format!("cannot run {program}"))
+}
+
+/// Pings until a whole series is answered; the median of that series.
+fn ping_until(from: &Namespace, target: Ipv4Addr, payload_len: usize) -> Result<Duration> {
+    until(TRAFFIC_TIMEOUT, || {
+        let echoes: Echoes = from.run(|| ping(target, ECHO_COUNT, payload_len, ECHO_TIMEOUT))??;
+        ensure!(
+            echoes.complete(),
+            "{} of {} echo requests of {payload_len} bytes were answered within {} s",
+            echoes.round_trips.len(),
+            echoes.sent,
+            ECHO_TIMEOUT.as_secs()
+        );
+        echoes.median().context("no echo request was sent")
+    })
+}
+
+/// Tries until it works; the last error once `timeout` has passed.
+fn until<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(err) if Instant::now() >= deadline => return Err(err),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
