@@ -66,58 +66,109 @@ pub fn send(
     request: &Request<'_>,
     limit: Duration,
 ) -> Result<Reply> {
-    let connect = || TcpStream::connect_timeout(&address, limit);
-    let stream = match ns {
-        Some(ns) => ns.enter(connect)?,
-        None => connect(),
-    };
-    exchange(stream.with_context(|| format!("connecting to {address}"))?, address, request, limit)
-        .with_context(|| format!("{} {} at {address}", request.method, request.target))
+    Exchange::start(ns, address, request, limit)?.finish(limit)
 }
 
-fn exchange(
-    mut stream: TcpStream,
-    address: SocketAddr,
-    request: &Request<'_>,
-    limit: Duration,
-) -> Result<Reply> {
-    let method = if request.method.is_empty() { "GET" } else { request.method };
-    let mut head =
+/// A request whose answer is still coming: a watch, a stream.
+#[derive(Debug)]
+pub struct Exchange {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+    line: String,
+    bodiless: bool,
+}
+
+impl Exchange {
+    /// Connects within `limit` and sends the request.
+    ///
+    /// # Errors
+    /// When nothing listens there or the request cannot be sent.
+    pub fn start(
+        ns: Option<&Namespace>,
+        address: SocketAddr,
+        request: &Request<'_>,
+        limit: Duration,
+    ) -> Result<Self> {
+        let connect = || TcpStream::connect_timeout(&address, limit);
+        let stream = match ns {
+            Some(ns) => ns.enter(connect)?,
+            None => connect(),
+        };
+        let mut stream = stream.with_context(|| format!("connecting to {address}"))?;
+        stream.set_write_timeout(Some(limit))?;
+        let method = if request.method.is_empty() { "GET" } else { request.method };
+        let line = format!("{method} {} at {address}", request.target);
+        stream.write_all(message(method, address, request).as_bytes()).with_context(|| line.clone())?;
+        Ok(Self { stream, bytes: Vec::new(), line, bodiless: method == "HEAD" })
+    }
+
+    /// Reads until what has arrived satisfies `enough`, or the server closes.
+    fn read_until(&mut self, limit: Duration, enough: impl Fn(&[u8]) -> bool) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let mut buffer = [0_u8; 8192];
+        while !enough(&self.bytes) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let so_far = String::from_utf8_lossy(&self.bytes);
+                bail!("{}: not answered within {limit:?}; so far: {so_far}", self.line);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => self.bytes.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e).with_context(|| self.line.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for status and headers: a watch is registered once they are there.
+    ///
+    /// # Errors
+    /// When they do not come within `limit`.
+    pub fn wait_headers(&mut self, limit: Duration) -> Result<()> {
+        self.read_until(limit, |bytes| bytes.windows(4).any(|w| w == b"\r\n\r\n"))
+    }
+
+    /// Waits for the body to hold `lines` lines, closes the connection and returns what came.
+    ///
+    /// # Errors
+    /// When they do not come within `limit`.
+    pub fn take_lines(mut self, lines: usize, limit: Duration) -> Result<Reply> {
+        // A line of JSON never holds a newline, and chunk ends are CRLF.
+        let count = |bytes: &[u8]| bytes.windows(2).filter(|w| w == b"}\n").count();
+        self.read_until(limit, |bytes| count(bytes) >= lines && bytes.ends_with(b"\r\n"))?;
+        parse(&self.bytes, self.bodiless).with_context(|| self.line)
+    }
+
+    /// Reads to the end of the answer.
+    ///
+    /// # Errors
+    /// When it is not complete within `limit`, or is not HTTP.
+    pub fn finish(mut self, limit: Duration) -> Result<Reply> {
+        self.read_until(limit, |_| false)?;
+        parse(&self.bytes, self.bodiless).with_context(|| self.line)
+    }
+}
+
+fn message(method: &str, address: SocketAddr, request: &Request<'_>) -> String {
+    let mut message =
         format!("{method} {} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n", request.target);
     for &(name, value) in request.headers {
-        head.extend([name, ": ", value, "\r\n"]);
+        message.extend([name, ": ", value, "\r\n"]);
     }
-    let body = match request.body {
-        Some((kind, body)) => {
-            if !kind.is_empty() {
-                head.extend(["Content-Type: ", kind, "\r\n"]);
-            }
-            head.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
-            body
+    let mut content = "";
+    if let Some((kind, body)) = request.body {
+        if !kind.is_empty() {
+            message.extend(["Content-Type: ", kind, "\r\n"]);
         }
-        None => "",
-    };
-    head.push_str("\r\n");
-    head.push_str(body);
-    stream.set_write_timeout(Some(limit))?;
-    stream.write_all(head.as_bytes())?;
-    let deadline = Instant::now() + limit;
-    let mut bytes = Vec::new();
-    let mut buffer = [0_u8; 8192];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            bail!("no complete answer within {limit:?}; so far: {}", String::from_utf8_lossy(&bytes));
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e.into()),
-        }
+        message.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
+        content = body;
     }
-    parse(&bytes, method == "HEAD")
+    message.push_str("\r\n");
+    message.push_str(content);
+    message
 }
 
 /// Splits a complete answer into its parts.
