@@ -20,8 +20,6 @@ use super::topology::Paths;
 
 /// How often a wait looks at the programs beside what it waits for.
 const GLANCE: Duration = Duration::from_millis(50);
-/// Where administrators' programs are, which a plain user's `PATH` may lack.
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 /// Lines of a log that a failure quotes.
 const TAIL_LINES: usize = 15;
 
@@ -36,11 +34,21 @@ pub(crate) struct Daemon {
 }
 
 /// The search path for programs the demo starts and for those they start in turn.
-pub(crate) fn search_path() -> String {
+fn search_path() -> String {
     match std::env::var("PATH") {
-        Ok(path) if !path.is_empty() => format!("{path}:{SYSTEM_PATH}"),
-        _ => format!("/usr/local/bin:/usr/bin:/bin:{SYSTEM_PATH}"),
+        Ok(path) if !path.is_empty() => with_sbin(&path),
+        _ => with_sbin("/usr/local/bin:/usr/bin:/bin"),
     }
+}
+
+/// `path` and the `sbin` beside each of its `bin`s: there the packet filter programs are, and a plain user's path
+/// may lack it.
+fn with_sbin(path: &str) -> String {
+    let given: Vec<&str> = path.split(':').collect();
+    let beside =
+        given.iter().filter_map(|dir| dir.strip_suffix("/bin")).map(|parent| format!("{parent}/sbin"));
+    let added: Vec<String> = beside.filter(|dir| !given.contains(&dir.as_str())).collect();
+    given.into_iter().map(str::to_owned).chain(added).collect::<Vec<_>>().join(":")
 }
 
 /// A command for `program` that sees nothing of the caller's environment: a stray `ETCD_*` variable or proxy
@@ -233,6 +241,13 @@ mod tests {
         assert!(!says_ready(b"STATUS=READY=1"));
         assert!(!says_ready(b"READY=0"));
         assert!(!says_ready(b""));
+    }
+
+    #[test]
+    fn sbin_joins_the_bins_of_the_path() {
+        assert_eq!(with_sbin("/usr/bin:/bin"), "/usr/bin:/bin:/usr/sbin:/sbin");
+        assert_eq!(with_sbin("/usr/sbin:/usr/bin:/opt/x"), "/usr/sbin:/usr/bin:/opt/x");
+        assert_eq!(with_sbin("/nonexistent"), "/nonexistent");
     }
 
     #[test]

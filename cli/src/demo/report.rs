@@ -35,6 +35,11 @@ impl Reporter {
         self.muted.store(true, Ordering::Relaxed);
     }
 
+    /// Whether somebody else is ending the demo.
+    pub(crate) fn is_muted(&self) -> bool {
+        self.muted.load(Ordering::Relaxed)
+    }
+
     /// Announces `title`, does `work`, and reports its failure with the step's name.
     ///
     /// # Errors
@@ -43,7 +48,7 @@ impl Reporter {
         self.line(&format!("{} {title}", stamp(self.elapsed())));
         let result = work();
         if let Err(err) = &result
-            && !self.muted.load(Ordering::Relaxed)
+            && !self.is_muted()
         {
             let text =
                 format!("{} FAILED: {title}\n{}\n", stamp(self.elapsed()), indent(&format!("{err:#}")));
@@ -66,7 +71,7 @@ impl Reporter {
 
     /// Prints a line as it is.
     pub(crate) fn line(&self, text: &str) {
-        if !self.muted.load(Ordering::Relaxed) {
+        if !self.is_muted() {
             let _ = writeln!(io::stdout(), "{text}");
         }
     }

@@ -42,7 +42,12 @@ pub(crate) fn run(plan: &Path) -> Result<ExitCode> {
         reporter.detail(&format!("/run stays shared with the host: {err:#}"));
     }
     let detach = listen(&socket, &reporter, &plan)?;
-    match perform(plan, &reporter, &socket, &detach) {
+    let result = perform(plan, &reporter, &socket, &detach);
+    // The thread that takes everything down made the steps fail; it ends the process when it is done.
+    while reporter.is_muted() {
+        thread::park();
+    }
+    match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(Failure::Printed) => Ok(ExitCode::FAILURE),
         Err(Failure::Other(err)) => Err(err),

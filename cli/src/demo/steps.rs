@@ -183,7 +183,7 @@ impl Demo {
                     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
                     refusals.push(format!("{program} does not work here ({text})"));
                 }
-                Err(_) => refusals.push(format!("{program} is not installed")),
+                Err(_) => refusals.push(format!("{program} is not found in PATH")),
             }
         }
         Err(refusals.join(" and "))
