@@ -117,27 +117,20 @@ impl Client {
     /// [`ClientError::Config`] naming the URL or file: no endpoint, a URL that is none, a file that cannot be
     /// read or used, a certificate without its key, or an `https` endpoint without a CA file.
     pub fn new(config: Config) -> Result<Self, ClientError> {
-        let tls = tls::client_config(&config.tls)?;
-        let authorization = match (&config.username, &config.password) {
-            (None, _) => None,
-            (Some(user), password) => {
-                let pair = format!("{user}:{}", password.as_deref().unwrap_or_default());
-                let encoded = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
-                let mut value = header::HeaderValue::from_str(&encoded)
-                    .map_err(|e| ClientError::Config { field: "username", why: e.to_string() })?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
-        let pool = Arc::new(Pool::new(tls, config.dial_timeout));
-        Self {
+        let Config { endpoints, tls, username, password, dial_timeout, request_timeout } = config;
+        let pool = Pool::new(tls::client_config(&tls)?, dial_timeout);
+        let authorization = username
+            .map(|user| basic(&user, &password.unwrap_or_default()))
+            .transpose()
+            .map_err(|e| ClientError::Config { field: "username", why: e.to_string() })?;
+        let unaimed = Self {
             endpoints: Arc::new([]),
             pinned: Arc::default(),
-            pool,
+            pool: Arc::new(pool),
             authorization,
-            request_timeout: config.request_timeout,
-        }
-        .with_endpoints(&config.endpoints)
+            request_timeout,
+        };
+        unaimed.with_endpoints(&endpoints)
     }
 
     /// The same client for other endpoints; connections, credentials and limits are shared.
@@ -385,6 +378,14 @@ impl Client {
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| ClientError::Config { field: "endpoints", why: e.to_string() })
     }
+}
+
+/// The header of HTTP basic authentication (RFC 7617), kept out of debug output.
+fn basic(user: &str, password: &str) -> Result<header::HeaderValue, header::InvalidHeaderValue> {
+    let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    let mut value = header::HeaderValue::from_str(&format!("Basic {encoded}"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// A request before it is known which endpoint gets it.

@@ -1,0 +1,329 @@
+//! `cli health`: what etcdctl's `cluster-health` asks and says, with scripts in mind.
+//!
+//! The members come from the given endpoints. Each member's own `/health` is asked at the client URLs that it
+//! advertises, in order, until one answers; members are asked at the same time. The verdict is a pure function
+//! of what came back, and follows etcdctl 3.2: healthy if at least one member is, since a member says so only
+//! after a read through consensus.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use futures_util::future::join_all;
+use serde::Serialize;
+use store::client::{Client, ClientError, Member};
+
+use crate::{
+    args::{Format, StoreArgs},
+    connect,
+    exit::Exit,
+};
+
+/// Shows whether the store works, member by member
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cli health
+  cli health --endpoints https://192.168.31.63:2379,https://192.168.31.65:2379 --ca-file ca.pem
+  cli health -o json
+
+Exit codes: 0 healthy (at least one member is, so a majority is at work); 1 not healthy; 2 usage")]
+pub(crate) struct HealthArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// What one member's check brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// It says that it is healthy, at this URL.
+    Healthy(String),
+    /// It says that it is not, at this URL.
+    Unhealthy(String),
+    /// No URL answered, or it advertises none (not started yet).
+    Unreachable,
+}
+
+/// One member's check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Check {
+    member: Member,
+    status: Status,
+    /// `(URL, why)` for each URL that did not answer.
+    failures: Vec<(String, String)>,
+}
+
+#[derive(Serialize)]
+struct ReportJson<'a> {
+    healthy: bool,
+    members_total: usize,
+    members_healthy: usize,
+    members: Vec<MemberJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct MemberJson<'a> {
+    id: &'a str,
+    name: &'a str,
+    client_urls: &'a [String],
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answered: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Runs `cli health`.
+///
+/// # Errors
+/// Those of `out`; everything about the store is in the report and the exit code.
+pub(crate) async fn run(
+    args: &HealthArgs,
+    out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
+) -> io::Result<Exit> {
+    if args.store.output == Format::Extended {
+        writeln!(err, "Error:  --output extended is for key commands; health has simple and json")?;
+        return Ok(Exit::Usage);
+    }
+    let client = match connect::client(&args.store) {
+        Ok(client) => client,
+        Err(error) => {
+            writeln!(err, "Error:  {error}")?;
+            return Ok(Exit::Usage);
+        }
+    };
+    let limit = connect::total_timeout(&args.store);
+    let members = match tokio::time::timeout(limit, client.members()).await {
+        Ok(Ok(members)) => members,
+        Ok(Err(error)) => return no_members(&error.to_string(), args.store.output, out, err),
+        Err(_) => {
+            let why = format!("no answer within {limit:?} from {}", client.endpoints().join(","));
+            return no_members(&why, args.store.output, out, err);
+        }
+    };
+    let checks = join_all(members.into_iter().map(|member| check(&client, member))).await;
+    match args.store.output {
+        Format::Json => print_json(out, &checks)?,
+        Format::Simple | Format::Extended => print_text(out, &checks)?,
+    }
+    Ok(if is_healthy(&checks) { Exit::Success } else { Exit::Failure })
+}
+
+fn no_members(
+    why: &str,
+    format: Format,
+    out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
+) -> io::Result<Exit> {
+    if format == Format::Json {
+        let error = Some(format!("failed to list members: {why}"));
+        write_json(
+            out,
+            &ReportJson { healthy: false, members_total: 0, members_healthy: 0, members: vec![], error },
+        )?;
+    } else {
+        writeln!(out, "cluster may be unhealthy: failed to list members")?;
+        writeln!(err, "Error:  {why}")?;
+    }
+    Ok(Exit::Failure)
+}
+
+async fn check(client: &Client, member: Member) -> Check {
+    let mut failures = Vec::new();
+    for url in &member.client_urls {
+        match client.health(url).await {
+            Ok(healthy) => {
+                let status =
+                    if healthy { Status::Healthy(url.clone()) } else { Status::Unhealthy(url.clone()) };
+                return Check { member, status, failures };
+            }
+            Err(error) => failures.push((url.clone(), reason(error))),
+        }
+    }
+    Check { member, status: Status::Unreachable, failures }
+}
+
+/// The reason alone: the URL stands beside it already.
+fn reason(error: ClientError) -> String {
+    match error {
+        ClientError::Unavailable { attempts } => {
+            attempts.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join("; ")
+        }
+        other @ (ClientError::Api { .. }
+        | ClientError::Unanswered { .. }
+        | ClientError::Http { .. }
+        | ClientError::Decode { .. }
+        | ClientError::Config { .. }) => other.to_string(),
+    }
+}
+
+/// etcdctl's rule: one healthy member is enough.
+fn is_healthy(checks: &[Check]) -> bool {
+    healthy_count(checks) > 0
+}
+
+fn healthy_count(checks: &[Check]) -> usize {
+    checks.iter().filter(|check| matches!(check.status, Status::Healthy(_))).count()
+}
+
+fn print_text(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
+    for Check { member, status, failures } in checks {
+        let id = &member.id;
+        for (url, why) in failures {
+            let url_path = format!("{}/health", url.trim_end_matches('/'));
+            writeln!(out, "failed to check the health of member {id} on {url}: Get \"{url_path}\": {why}")?;
+        }
+        match status {
+            Status::Healthy(url) => writeln!(out, "member {id} is healthy: got healthy result from {url}")?,
+            Status::Unhealthy(url) => {
+                writeln!(out, "member {id} is unhealthy: got unhealthy result from {url}")?
+            }
+            Status::Unreachable if member.client_urls.is_empty() => {
+                writeln!(out, "member {id} is unreachable: no available published client urls")?;
+            }
+            Status::Unreachable => {
+                let urls = member.client_urls.join(" ");
+                writeln!(out, "member {id} is unreachable: [{urls}] are all unreachable")?;
+            }
+        }
+    }
+    let (healthy, total) = (healthy_count(checks), checks.len());
+    if healthy > 0 && healthy < total {
+        writeln!(out, "{healthy} of {total} members are healthy")?;
+    }
+    writeln!(out, "cluster is {}", if is_healthy(checks) { "healthy" } else { "unhealthy" })
+}
+
+fn print_json(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
+    let members = checks.iter().map(member_json).collect();
+    write_json(
+        out,
+        &ReportJson {
+            healthy: is_healthy(checks),
+            members_total: checks.len(),
+            members_healthy: healthy_count(checks),
+            members,
+            error: None,
+        },
+    )
+}
+
+fn member_json(check: &Check) -> MemberJson<'_> {
+    let failures =
+        || check.failures.iter().map(|(url, why)| format!("{url}: {why}")).collect::<Vec<_>>().join("; ");
+    let (status, answered, reason) = match &check.status {
+        Status::Healthy(url) => ("healthy", Some(url.as_str()), None),
+        Status::Unhealthy(url) => ("unhealthy", Some(url.as_str()), Some("the member says so".to_owned())),
+        Status::Unreachable if check.member.client_urls.is_empty() => {
+            ("unreachable", None, Some("no available published client urls".to_owned()))
+        }
+        Status::Unreachable => ("unreachable", None, Some(failures())),
+    };
+    let member = &check.member;
+    MemberJson {
+        id: &member.id,
+        name: &member.name,
+        client_urls: &member.client_urls,
+        status,
+        answered,
+        reason,
+    }
+}
+
+fn write_json(out: &mut dyn Write, report: &ReportJson) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, report)?;
+    writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const URL: &str = "http://127.0.0.1:22471";
+
+    fn member(id: &str, urls: &[&str]) -> Member {
+        let client_urls = urls.iter().map(|url| (*url).to_owned()).collect();
+        Member { id: id.to_owned(), client_urls, ..Member::default() }
+    }
+
+    fn healthy() -> Check {
+        Check {
+            member: member("117b9266988c4966", &[URL]),
+            status: Status::Healthy(URL.into()),
+            failures: vec![],
+        }
+    }
+
+    fn unhealthy() -> Check {
+        Check { status: Status::Unhealthy(URL.into()), ..healthy() }
+    }
+
+    fn refused() -> Check {
+        let url = "http://127.0.0.1:22473";
+        let why = "dial tcp 127.0.0.1:22473: connect: connection refused";
+        Check {
+            member: member("592b2cf657ae2dd6", &[url]),
+            status: Status::Unreachable,
+            failures: vec![(url.into(), why.into())],
+        }
+    }
+
+    fn unstarted() -> Check {
+        Check { member: member("5d9ad8582841ecf5", &[]), status: Status::Unreachable, failures: vec![] }
+    }
+
+    fn text(checks: &[Check]) -> String {
+        let mut out = Vec::new();
+        print_text(&mut out, checks).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_are_etcdctls() {
+        assert_eq!(
+            text(&[healthy(), unhealthy(), refused(), unstarted()]),
+            "\
+member 117b9266988c4966 is healthy: got healthy result from http://127.0.0.1:22471
+member 117b9266988c4966 is unhealthy: got unhealthy result from http://127.0.0.1:22471
+failed to check the health of member 592b2cf657ae2dd6 on http://127.0.0.1:22473: Get \"http://127.0.0.1:22473/health\": dial tcp 127.0.0.1:22473: connect: connection refused
+member 592b2cf657ae2dd6 is unreachable: [http://127.0.0.1:22473] are all unreachable
+member 5d9ad8582841ecf5 is unreachable: no available published client urls
+1 of 4 members are healthy
+cluster is healthy
+"
+        );
+    }
+
+    #[test]
+    fn one_healthy_member_decides() {
+        for (checks, verdict) in [
+            (vec![healthy()], true),
+            (vec![refused(), healthy(), unhealthy()], true),
+            (vec![unhealthy(), refused()], false),
+            (vec![], false),
+        ] {
+            assert_eq!(is_healthy(&checks), verdict);
+            let last = text(&checks).lines().last().unwrap().to_owned();
+            assert_eq!(last, if verdict { "cluster is healthy" } else { "cluster is unhealthy" });
+        }
+        assert_eq!(text(&[healthy(), healthy()]).lines().count(), 3, "no count where nothing is wrong");
+    }
+
+    #[test]
+    fn json_has_counts_and_reasons() {
+        let mut out = Vec::new();
+        print_json(&mut out, &[healthy(), refused(), unstarted()]).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(
+            (&report["healthy"], &report["members_total"], &report["members_healthy"]),
+            (&true.into(), &3.into(), &1.into())
+        );
+        assert_eq!(report["members"][0]["status"], "healthy");
+        assert!(report["members"][1]["reason"].as_str().unwrap().contains("connection refused"));
+        assert_eq!(report["members"][2]["reason"], "no available published client urls");
+        assert!(out.ends_with(b"}\n"));
+    }
+}
