@@ -27,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),
+    ("ss", "iproute2"),
     ("systemd-analyze", "systemd"),
     ("tcpdump", "tcpdump"),
     ("unshare", "util-linux"),

@@ -1,0 +1,203 @@
+//! TCP from container to container on two hosts: over our overlay, over a kernel vxlan device made by hand, and
+//! host to host over the plain underlay; in turns, all on this machine.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde_json::{Value, json};
+use weft_tests::cluster::Server;
+use weft_tests::command;
+use weft_tests::fabric::{Container, Fabric, ping};
+use weft_tests::ns::Namespace;
+use weft_tests::process::Process;
+use weft_tests::programs;
+use weft_tests::stage::{Stage, Unit};
+use weft_tests::wait::wait_for;
+
+use crate::report::{Machine, Report, median};
+
+/// flannel's MTU on an underlay of 1500.
+const MTU: u32 = 1450;
+/// The subnets of the two hosts in the setting by hand.
+const BY_HAND: [&str; 2] = ["172.18.1", "172.18.2"];
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub(crate) struct OverlayArgs {
+    /// How often each path has its turn; the table shows medians.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Length of one TCP measurement in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+}
+
+/// Two namespaces between which a path is measured.
+struct Path<'a> {
+    name: &'static str,
+    from: &'a Namespace,
+    to: &'a Namespace,
+    address: Ipv4Addr,
+}
+
+/// What came out of one turn.
+struct Measured {
+    round: u32,
+    path: &'static str,
+    gbit_per_second: f64,
+    round_trip_us: f64,
+}
+
+/// Runs the whole comparison.
+///
+/// # Errors
+/// When not root, a program is missing, or a path carries no traffic.
+pub(crate) fn run(args: &OverlayArgs) -> Result<Report> {
+    programs::tool("iperf3")?;
+    let fabric = Fabric::tutorial()?;
+    let stage = Stage::new(&fabric, Server::Weft)?;
+    let (_daemons, ours) = our_overlay(&fabric, &stage)?;
+    let hand = Fabric::new(&[Ipv4Addr::new(192, 168, 31, 65), Ipv4Addr::new(192, 168, 31, 66)])?;
+    let reference = vxlan_by_hand(&hand)?;
+    let paths = [
+        Path { name: "our overlay", from: &ours[0].ns, to: &ours[1].ns, address: ours[1].address },
+        Path {
+            name: "kernel vxlan by hand",
+            from: &reference[0].ns,
+            to: &reference[1].ns,
+            address: reference[1].address,
+        },
+        Path {
+            name: "plain underlay, host to host",
+            from: &hand.hosts[0].ns,
+            to: &hand.hosts[1].ns,
+            address: hand.hosts[1].address,
+        },
+    ];
+    let mut measured = Vec::new();
+    for path in &paths {
+        wait_for("the first echo", Duration::from_secs(15), || ping(path.from, path.address, 56))
+            .with_context(|| path.name)?;
+    }
+    for round in 1..=args.rounds {
+        for path in &paths {
+            eprintln!("round {round} of {}: {}", args.rounds, path.name);
+            measured.push(one_turn(args, round, path).with_context(|| path.name)?);
+        }
+    }
+    Ok(report(args, &measured))
+}
+
+/// The guide's two nodes with our programs, a container on each.
+fn our_overlay(fabric: &Fabric, stage: &Stage<'_>) -> Result<(Vec<Unit>, Vec<Container>)> {
+    let mut daemons = stage.start_stores()?;
+    stage.write_network_config()?;
+    let mut containers = Vec::new();
+    for host in [1, 2] {
+        daemons.push(stage.start_overlay(host)?);
+        let env = stage.subnet_env(host)?;
+        fabric.hosts[host].add_docker0(&env.bip, env.mtu)?;
+        containers.push(fabric.hosts[host].add_container(&format!("ours{host}"), &env.bip, env.mtu)?);
+    }
+    Ok((daemons, containers))
+}
+
+/// The same by `ip` and `bridge` alone: what flannel's kernel backend amounts to.
+fn vxlan_by_hand(fabric: &Fabric) -> Result<Vec<Container>> {
+    let macs = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
+    let mut containers = Vec::new();
+    for (n, host) in fabric.hosts.iter().enumerate() {
+        let (subnet, peer) = (BY_HAND[n], 1 - n);
+        host.ns.ip(&format!(
+            "link add flannel.1 address {} type vxlan id 1 dev eth0 local {} dstport 8472 nolearning",
+            macs[n], host.address
+        ))?;
+        host.ns.ip(&format!("address add {subnet}.0/32 dev flannel.1"))?;
+        host.ns.ip("link set flannel.1 up")?;
+        let (base, mac) = (format!("{}.0", BY_HAND[peer]), macs[peer]);
+        host.ns.ip(&format!("neigh add {base} lladdr {mac} dev flannel.1 nud permanent"))?;
+        let underlay = fabric.hosts[peer].address;
+        host.ns.run("bridge", &format!("fdb add {mac} dev flannel.1 dst {underlay} self permanent"))?.ok()?;
+        host.ns.ip(&format!("route add {base}/24 via {base} dev flannel.1 onlink"))?;
+        let bip = format!("{subnet}.1/24");
+        host.add_docker0(&bip, MTU)?;
+        containers.push(host.add_container(&format!("hand{n}"), &bip, MTU)?);
+    }
+    Ok(containers)
+}
+
+fn one_turn(args: &OverlayArgs, round: u32, path: &Path<'_>) -> Result<Measured> {
+    let address = path.address.to_string();
+    let dir = std::env::temp_dir();
+    let log = dir.join(format!("weft-bench-iperf3-{}.log", std::process::id()));
+    let mut server = path.to.command(programs::tool("iperf3")?)?;
+    server.args(["-s", "-1", "-B", &address]);
+    let server = Process::spawn("iperf3 -s", server, &log)?;
+    wait_for("iperf3 to listen", Duration::from_secs(5), || {
+        let out = path.to.run("ss", "-Hltn sport = :5201")?;
+        ensure!(out.ok()?.contains(":5201"), "not listening yet");
+        Ok(())
+    })?;
+    let mut client = path.from.command(programs::tool("iperf3")?)?;
+    client.args(["-c", &address, "-J", "-t", &args.seconds.to_string()]);
+    let out = command::run_with(&mut client, b"", Duration::from_secs(args.seconds + 20))?;
+    drop(server);
+    std::fs::remove_file(&log).ok();
+    let json: Value = serde_json::from_str(out.ok()?).context("iperf3 -J")?;
+    let bits = json["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3's bits_per_second")?;
+    let mut flood = Command::new(programs::tool("nsenter")?);
+    flood.arg(format!("--net={}", path.from.path().display())).args(["--", "ping", "-f", "-q", "-c", "2000"]);
+    let out = command::run(flood.arg(&address))?;
+    let average =
+        out.ok()?.lines().find_map(|l| l.strip_prefix("rtt ")?.split('/').nth(4)).context("ping's rtt")?;
+    Ok(Measured {
+        round,
+        path: path.name,
+        gbit_per_second: bits / 1e9,
+        round_trip_us: average.parse::<f64>()? * 1000.0,
+    })
+}
+
+fn report(args: &OverlayArgs, measured: &[Measured]) -> Report {
+    let of = |path: &str, value: fn(&Measured) -> f64| {
+        median(measured.iter().filter(|m| m.path == path).map(value))
+    };
+    let mut names: Vec<&str> = Vec::new();
+    for m in measured {
+        if !names.contains(&m.path) {
+            names.push(m.path);
+        }
+    }
+    let reference = of("kernel vxlan by hand", |m| m.gbit_per_second);
+    let rows = names.iter().map(|name| {
+        let speed = of(name, |m| m.gbit_per_second);
+        vec![
+            (*name).to_owned(),
+            format!("{speed:.2}"),
+            format!("{:.2}", speed / reference),
+            format!("{:.0} us", of(name, |m| m.round_trip_us)),
+        ]
+    });
+    let rounds = measured.iter().map(|m| {
+        json!({
+            "round": m.round, "path": m.path, "gbit_per_second": m.gbit_per_second,
+            "round_trip_us": m.round_trip_us,
+        })
+    });
+    Report {
+        method: vec![
+            format!(
+                "one TCP stream of iperf3 for {} s and a flood ping of 2000, {} rounds in turns, medians",
+                args.seconds, args.rounds
+            ),
+            "hosts and containers are namespaces on one machine, joined by veth and a bridge".to_owned(),
+        ],
+        machine: Machine::here(),
+        columns: ["", "Gbit/s", "of kernel vxlan", "round trip"].map(str::to_owned).to_vec(),
+        rows: rows.collect(),
+        rounds: json!(rounds.collect::<Vec<_>>()),
+    }
+}
