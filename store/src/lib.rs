@@ -5,6 +5,8 @@
 //! [`client`]) move bytes. The feature `client` alone builds [`client`] and [`flags`], without raft or sled.
 
 pub mod client;
+#[cfg(feature = "server")]
+pub mod config;
 pub mod flags;
 #[cfg(feature = "server")]
 pub mod log;
@@ -15,8 +17,27 @@ pub mod membership;
 #[cfg(feature = "server")]
 pub mod node;
 #[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
 pub mod state;
 #[cfg(feature = "server")]
 pub mod tree;
 #[cfg(feature = "server")]
 pub mod wire;
+
+/// What `--version` prints: etcd's four lines, so that whatever parses them goes on working. The first names
+/// the version of etcd whose API is served.
+#[cfg(feature = "server")]
+pub fn version_text() -> String {
+    format!(
+        "etcd Version: {}\nGit SHA: weft-store-{}\nGo Version: none (Rust)\nGo OS/Arch: {}/{}\n",
+        server::http::ETCD_VERSION,
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }
+    )
+}

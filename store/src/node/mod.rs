@@ -52,6 +52,29 @@ pub enum CoreError {
     /// The raft crate refused its own input.
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
+    /// The log begins after the applied state ends.
+    #[error("the raft log begins after entry {log}, but the applied state stands at {applied}: entries between are lost")]
+    Gap {
+        /// The last entry that the log has dropped.
+        log: u64,
+        /// Where the applied state stands.
+        applied: u64,
+    },
+    /// A snapshot could not be taken over.
+    #[error("taking over a snapshot: {0}")]
+    Install(String),
+}
+
+/// What [`Core::process`] needs done on the way.
+pub trait Shell {
+    /// Puts messages on their way to other members. Must not wait; losing them is allowed.
+    fn send(&mut self, messages: Vec<Message>);
+
+    /// Replaces the applied state by a snapshot, durably, before it returns.
+    ///
+    /// # Errors
+    /// A text for the operator; the member stops.
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), String>;
 }
 
 /// A proposal that could not even be sent: there is no leader, or it has too much to do. It is safe to try
@@ -73,8 +96,6 @@ pub struct Leadership {
 /// What one round of [`Core::process`] gives, in the order in which it must be carried out.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// A snapshot that takes the place of the applied state.
-    pub snapshot: Option<Snapshot>,
     /// Entries to apply, in order.
     pub committed: Vec<Entry>,
     /// Reads that are linearizable once the entry at their index is applied.
@@ -92,9 +113,13 @@ impl<L: LogStore> Core<L> {
     /// # Errors
     /// [`CoreError`] if the log does not go with the applied state.
     pub fn new(config: &CoreConfig, voters: Vec<u64>, applied: Position, mut log: L) -> Result<Core<L>, CoreError> {
-        // The applied state was written first and a crash came before the log followed (a snapshot, or the
-        // very first start): what the log lacks is in the applied state.
-        if log.last_index() < applied.index || log.truncated().index > applied.index {
+        let truncated = log.truncated().index;
+        if truncated > applied.index {
+            return Err(CoreError::Gap { log: truncated, applied: applied.index });
+        }
+        // The applied state is written before the log follows (a snapshot, or the very first start). After a
+        // crash in between, the log ends before it or holds other entries there; it has nothing to add.
+        if log.term(applied.index)? != Some(applied.term) {
             log.reset(applied, None)?;
         }
         let fixed = config.fixed_election_ticks;
@@ -207,20 +232,16 @@ impl<L: LogStore> Core<L> {
         Ok(self.raw.mut_store().log.compact(index)?)
     }
 
-    /// Carries out what is due, in the order that the module's text gives; `send` puts messages on their way
-    /// and must not wait. Returns `None` when nothing is due.
+    /// Carries out what is due, in the order that the module's text gives. Returns `None` when nothing is due.
     ///
     /// # Errors
     /// [`CoreError`]; the member must stop.
-    pub fn process(&mut self, mut send: impl FnMut(Vec<Message>)) -> Result<Option<Effects>, CoreError> {
+    pub fn process(&mut self, shell: &mut impl Shell) -> Result<Option<Effects>, CoreError> {
         if !self.raw.has_ready() {
             return Ok(None);
         }
         let mut ready = self.raw.ready();
-        let messages = ready.take_messages();
-        if !messages.is_empty() {
-            send(messages);
-        }
+        send(shell, ready.take_messages());
         let mut effects = Effects { reads: ready.take_read_states(), ..Effects::default() };
         let entries = ready.take_entries();
         let hard_state = ready.hs().cloned();
@@ -229,23 +250,18 @@ impl<L: LogStore> Core<L> {
             let snapshot = ready.snapshot().clone();
             let meta = snapshot.get_metadata();
             let position = Position { index: meta.index, term: meta.term };
+            // The applied state first: a log that begins after it would be a gap, see `new`.
+            shell.install(&snapshot).map_err(CoreError::Install)?;
             self.raw.mut_store().install(position, meta.get_conf_state().clone(), hard_state.as_ref())?;
-            effects.snapshot = Some(snapshot);
         }
         let store = self.raw.mut_store();
         if !entries.is_empty() || hard_state.is_some() {
             store.log.append(entries, hard_state.as_ref(), must_sync)?;
         }
-        let messages = ready.take_persisted_messages();
-        if !messages.is_empty() {
-            send(messages);
-        }
+        send(shell, ready.take_persisted_messages());
         effects.committed = ready.take_committed_entries();
         let mut light = self.raw.advance_append(ready);
-        let messages = light.take_messages();
-        if !messages.is_empty() {
-            send(messages);
-        }
+        send(shell, light.take_messages());
         effects.committed.extend(light.take_committed_entries());
         Ok(Some(effects))
     }
@@ -253,5 +269,11 @@ impl<L: LogStore> Core<L> {
     /// Tells raft how far the applied state stands.
     pub fn applied_to(&mut self, index: u64) {
         self.raw.advance_apply_to(index);
+    }
+}
+
+fn send(shell: &mut impl Shell, messages: Vec<Message>) {
+    if !messages.is_empty() {
+        shell.send(messages);
     }
 }

@@ -1,0 +1,344 @@
+//! The raft thread: one loop that takes inputs, ticks, and carries out what [`Core`] says.
+//!
+//! It owns the log and is the only one to write it. It never waits for a socket: messages go to bounded
+//! queues and are dropped when a peer is slow, which raft expects.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use raft::eraftpb::{EntryType, Message, Snapshot};
+use tokio::sync::oneshot;
+
+use super::apply::Task;
+use super::handle::{Shared, now, now_ns};
+use super::peers::Peers;
+use crate::log::LogStore;
+use crate::node::{Core, CoreError, Dropped, Shell};
+use crate::wire::command::{Command, Envelope, RequestId};
+
+/// Inputs that may wait for the raft thread.
+pub const INPUT_QUEUE: usize = 16 * 1024;
+/// Inputs taken before the log is written: one write and one sync for all of them.
+const MAX_BATCH: usize = 1024;
+/// Proposals kept while there is no leader to send them to.
+const MAX_HELD: usize = 4096;
+/// How often the leader lets keys expire, as etcd.
+const SYNC_PERIOD: Duration = Duration::from_millis(500);
+/// Entries kept in the log after a compaction, for followers a little behind, as etcd.
+const CATCH_UP_ENTRIES: u64 = 5000;
+/// How long a request to confirm the leader may go unanswered before it is sent again.
+const READ_RETRY: Duration = Duration::from_millis(300);
+
+/// What the raft thread is told.
+pub enum Input {
+    /// Replicate an entry.
+    Propose {
+        /// The request's number.
+        number: u64,
+        /// The entry.
+        data: Vec<u8>,
+        /// When nobody waits for it any more.
+        deadline: Instant,
+    },
+    /// Answer when a read of the applied state is linearizable.
+    Read(oneshot::Sender<()>),
+    /// A message from another member.
+    Peer(Box<Message>),
+    /// A member cannot be reached.
+    Unreachable(u64),
+    /// How sending a snapshot ended.
+    SnapshotSent {
+        /// The member it was for.
+        to: u64,
+        /// Whether it arrived.
+        sent: bool,
+    },
+    /// The image on disk stands at this index: the log before it can go.
+    Durable(u64),
+    /// Look at the applied index and the snapshot slot again.
+    Wake,
+    /// Hand leadership to another member.
+    HandOver,
+    /// Stop.
+    Stop,
+}
+
+/// Settings of the loop.
+pub struct Settings {
+    /// Length of a tick.
+    pub tick: Duration,
+    /// The cluster version that the leader sets once.
+    pub cluster_version: &'static str,
+}
+
+/// Everything the raft thread owns.
+pub struct Driver<L: LogStore> {
+    core: Core<L>,
+    inputs: Receiver<Input>,
+    outbox: Outbox,
+    shared: Arc<Shared>,
+    settings: Settings,
+    held: VecDeque<(u64, Vec<u8>, Instant)>,
+    reads: Reads,
+    told_applied: u64,
+    last_sync: Instant,
+    version_proposed: bool,
+    stopping: bool,
+}
+
+/// Where messages and committed entries go.
+struct Outbox {
+    peers: Peers,
+    tasks: SyncSender<Task>,
+}
+
+impl Shell for Outbox {
+    fn send(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            self.peers.send(message);
+        }
+    }
+
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let task = Task::Install { data: snapshot.get_data().to_vec(), done: sender };
+        self.tasks.send(task).map_err(|_| "the apply thread has stopped".to_owned())?;
+        receiver.recv().map_err(|_| "the apply thread has stopped".to_owned())?
+    }
+}
+
+/// Reads on their way to being linearizable. All that come while one question is out share the next.
+#[derive(Default)]
+struct Reads {
+    waiting: Vec<oneshot::Sender<()>>,
+    asked: Option<(u64, Instant, Vec<oneshot::Sender<()>>)>,
+    confirmed: VecDeque<(u64, Vec<oneshot::Sender<()>>)>,
+    sequence: u64,
+}
+
+impl<L: LogStore> Driver<L> {
+    /// Puts the thread's things together; [`Driver::run`] is the thread.
+    pub fn new(
+        core: Core<L>,
+        inputs: Receiver<Input>,
+        peers: Peers,
+        tasks: SyncSender<Task>,
+        shared: Arc<Shared>,
+        settings: Settings,
+    ) -> Driver<L> {
+        let told_applied = shared.applied.load(Ordering::Acquire);
+        Driver {
+            core,
+            inputs,
+            outbox: Outbox { peers, tasks },
+            shared,
+            settings,
+            held: VecDeque::new(),
+            reads: Reads::default(),
+            told_applied,
+            last_sync: now(),
+            version_proposed: false,
+            stopping: false,
+        }
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// What makes it impossible to go on; the member must end.
+    pub fn run(mut self) -> Result<(), CoreError> {
+        let mut next_tick = now() + self.settings.tick;
+        while !self.stopping {
+            let wait = next_tick.saturating_duration_since(now());
+            match self.inputs.recv_timeout(wait) {
+                Ok(input) => {
+                    self.take(input);
+                    for _ in 1..MAX_BATCH {
+                        let Ok(input) = self.inputs.try_recv() else { break };
+                        self.take(input);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let time = now();
+            if time >= next_tick {
+                // After a pause of the whole process one tick is enough: others' messages come first.
+                next_tick = time + self.settings.tick;
+                self.core.tick();
+                self.on_tick(time);
+            }
+            self.ask_for_reads(time);
+            while let Some(effects) = self.core.process(&mut self.outbox)? {
+                for read in effects.reads {
+                    self.reads.confirm(&read.request_ctx, read.index);
+                }
+                if !effects.committed.is_empty() {
+                    debug_assert!(effects.committed.iter().all(|e| e.entry_type == EntryType::EntryNormal));
+                    if self.outbox.tasks.send(Task::Entries(effects.committed)).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            self.on_applied();
+            self.watch_leadership(time);
+            if let Some(wanted) = self.core.wanted_snapshot() {
+                tracing::info!(at_least = wanted.index, "a follower is far behind: making a snapshot");
+                let _ = self.outbox.tasks.send(Task::MakeSnapshot);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Propose { number, data, deadline } => self.propose(number, data, deadline),
+            Input::Read(sender) => self.reads.waiting.push(sender),
+            Input::Peer(message) => self.core.step(*message),
+            Input::Unreachable(id) => self.core.report_unreachable(id),
+            Input::SnapshotSent { to, sent } => self.core.report_snapshot(to, sent),
+            Input::Durable(index) => self.compact(index),
+            Input::Wake => {}
+            Input::HandOver => match self.core.hand_over() {
+                Some(to) => tracing::info!(to = format_args!("{to:x}"), "handing leadership over"),
+                None => tracing::debug!("no leadership to hand over"),
+            },
+            Input::Stop => self.stopping = true,
+        }
+    }
+
+    fn propose(&mut self, number: u64, data: Vec<u8>, deadline: Instant) {
+        // raft takes the entry by value even when it refuses it, so it is kept only where it may be refused.
+        if self.core.leadership().leader == 0 {
+            return self.hold(number, data, deadline);
+        }
+        let kept = data.clone();
+        if self.core.propose(data) == Err(Dropped) {
+            self.hold(number, kept, deadline);
+        }
+    }
+
+    fn hold(&mut self, number: u64, data: Vec<u8>, deadline: Instant) {
+        if self.held.len() < MAX_HELD {
+            self.held.push_back((number, data, deadline));
+        } else {
+            // Dropping the sender tells the one who waits.
+            self.shared.waiters.lock().remove(&number);
+        }
+    }
+
+    fn retry_held(&mut self, time: Instant) {
+        for (number, data, deadline) in std::mem::take(&mut self.held) {
+            if deadline > time {
+                self.propose(number, data, deadline);
+            }
+        }
+    }
+
+    fn on_tick(&mut self, time: Instant) {
+        self.retry_held(time);
+        if !self.core.leadership().leads {
+            self.version_proposed = false;
+            return;
+        }
+        if self.shared.has_expiries.load(Ordering::Acquire) && time - self.last_sync >= SYNC_PERIOD {
+            self.last_sync = time;
+            self.propose_own(Command::Sync { now_ns: now_ns() });
+        }
+        if !self.version_proposed {
+            self.version_proposed = true;
+            if self.shared.machine.read().membership.version.is_empty() {
+                self.propose_own(Command::SetClusterVersion(self.settings.cluster_version.to_owned()));
+            }
+        }
+    }
+
+    /// Proposes something that nobody waits for: its number is no waiter's.
+    fn propose_own(&mut self, command: Command) {
+        let id = RequestId { member: 0, number: 0 };
+        let _ = self.core.propose(Envelope { id, command }.encode());
+    }
+
+    fn ask_for_reads(&mut self, time: Instant) {
+        let me = self.shared.member_id;
+        self.reads.waiting.retain(|sender| !sender.is_closed());
+        match &mut self.reads.asked {
+            Some((sequence, at, _)) if time.duration_since(*at) >= READ_RETRY => {
+                *at = time;
+                self.core.read_index(read_context(me, *sequence));
+            }
+            Some(_) => {}
+            None if !self.reads.waiting.is_empty() && self.core.leadership().leader != 0 => {
+                self.reads.sequence += 1;
+                let sequence = self.reads.sequence;
+                self.reads.asked = Some((sequence, time, std::mem::take(&mut self.reads.waiting)));
+                self.core.read_index(read_context(me, sequence));
+            }
+            None => {}
+        }
+    }
+
+    fn on_applied(&mut self) {
+        if let Some((position, data)) = self.shared.snapshot.lock().take() {
+            self.core.provide_snapshot(position, data);
+        }
+        let applied = self.shared.applied.load(Ordering::Acquire);
+        if applied > self.told_applied {
+            self.told_applied = applied;
+            self.core.applied_to(applied);
+        }
+        while self.reads.confirmed.front().is_some_and(|(index, _)| *index <= applied) {
+            for sender in self.reads.confirmed.pop_front().map(|(_, senders)| senders).unwrap_or_default() {
+                let _ = sender.send(());
+            }
+        }
+    }
+
+    fn watch_leadership(&mut self, time: Instant) {
+        let new = self.core.leadership();
+        let changed = self.shared.leadership.send_if_modified(|(old, since)| {
+            let changed = *old != new;
+            if changed {
+                if old.leader != new.leader {
+                    *since = time;
+                }
+                *old = new;
+            }
+            changed
+        });
+        if changed {
+            let leader = format_args!("{:x}", new.leader);
+            match (new.leader, new.leads) {
+                (0, _) => tracing::warn!(term = new.term, "no leader"),
+                (_, true) => tracing::info!(term = new.term, "this member leads"),
+                (_, false) => tracing::info!(term = new.term, %leader, "following"),
+            }
+            self.retry_held(time);
+        }
+    }
+
+    fn compact(&mut self, durable: u64) {
+        let Some(index) = durable.checked_sub(CATCH_UP_ENTRIES) else { return };
+        match self.core.compact(index) {
+            Ok(()) => tracing::info!(index, "compacted the raft log"),
+            Err(error) => tracing::error!(%error, "cannot compact the raft log"),
+        }
+    }
+}
+
+/// Tells the questions of different members, and of one member at different times, apart.
+fn read_context(member: u64, sequence: u64) -> Vec<u8> {
+    [member.to_be_bytes(), sequence.to_be_bytes()].concat()
+}
+
+impl Reads {
+    fn confirm(&mut self, context: &[u8], index: u64) {
+        let sequence = context.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+        if let Some((_, _, senders)) = self.asked.take_if(|(asked, ..)| Some(*asked) == sequence) {
+            self.confirmed.push_back((index, senders));
+        }
+    }
+}

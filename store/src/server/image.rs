@@ -1,0 +1,99 @@
+//! The image thread: what changed in memory goes to disk in batches, apart from the path of a request.
+//!
+//! The image may be as old as it likes, for the raft log holds what it lacks. Only before the log is compacted
+//! must it be durable: that is a checkpoint.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+use super::driver::Input;
+use super::handle::Shared;
+use crate::state::{Delta, Identity, StateError, StateStore};
+
+/// Jobs that may wait for the image thread.
+pub const JOB_QUEUE: usize = 8;
+/// How often changes are written.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// What the image thread is told.
+pub enum Job {
+    /// Write what changed, and say so.
+    Write(SyncSender<()>),
+    /// Write what changed, make it durable, and tell the raft thread up to where.
+    Checkpoint,
+    /// Replace the whole image, make it durable, and say so.
+    Replace(SyncSender<()>),
+}
+
+/// Everything the image thread owns.
+pub struct Imager<S> {
+    /// The image.
+    pub state: S,
+    /// Whose it is.
+    pub identity: Identity,
+    /// The shared state.
+    pub shared: Arc<Shared>,
+    /// Where jobs come from.
+    pub jobs: Receiver<Job>,
+    /// The raft thread.
+    pub inputs: SyncSender<Input>,
+    /// The tree's index that the image stands at.
+    pub written: u64,
+    /// The raft index that the image stands at.
+    pub applied: u64,
+}
+
+impl<S: StateStore> Imager<S> {
+    /// Runs until the apply thread is gone; writes what is left then.
+    ///
+    /// # Errors
+    /// [`StateError`]; the member must end.
+    pub fn run(mut self) -> Result<(), StateError> {
+        loop {
+            match self.jobs.recv_timeout(PERIOD) {
+                Ok(Job::Write(done)) => {
+                    self.write(false)?;
+                    let _ = done.send(());
+                }
+                Ok(Job::Checkpoint) => {
+                    let index = self.write(true)?;
+                    self.state.sync()?;
+                    // If the raft thread is too busy to hear it, the next checkpoint tells it.
+                    let _ = self.inputs.try_send(Input::Durable(index));
+                }
+                Ok(Job::Replace(done)) => {
+                    let mut machine = self.shared.machine.write();
+                    self.state.replace(self.identity, &machine)?;
+                    machine.tree.take_dirty();
+                    self.written = machine.tree.index();
+                    self.applied = machine.applied.index;
+                    drop(machine);
+                    let _ = done.send(());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.write(false)?;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.write(true)?;
+        self.state.sync()
+    }
+
+    /// Writes what changed; returns the raft index that the image then stands at. Entries without effect (a
+    /// new leader's) move the image only with `always`.
+    fn write(&mut self, always: bool) -> Result<u64, StateError> {
+        let delta = {
+            let mut machine = self.shared.machine.write();
+            if !always && machine.tree.index() == self.written && machine.tree.dirty_len() == 0 {
+                return Ok(self.applied);
+            }
+            Delta::take(&mut machine, self.written)
+        };
+        self.state.write(&delta)?;
+        self.written = delta.index;
+        self.applied = delta.applied.index;
+        Ok(self.applied)
+    }
+}

@@ -1,0 +1,31 @@
+//! The shells around the pure parts: threads, sockets, files, clocks.
+//!
+//! ```text
+//! clients --HTTP--> http, keys --> Handle --Input--> raft thread --(log: append + fsync)--> peers
+//!                      ^                                 |  ^                                 |
+//!                      |                        committed entries   Input::Peer  <------------+
+//!                      |                                 v
+//!                      +------- answers, events --- apply thread --dirty paths--> image thread --> sled
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`run`] | start, in order, and stop |
+//! | [`driver`] | the raft thread: one loop around [`crate::node::Core`] |
+//! | [`apply`] | the apply thread: committed entries to the machine, answers to those who wait |
+//! | [`image`] | the image thread: changes to disk, checkpoints before the log is compacted |
+//! | [`handle`] | what HTTP asks for: propose, read, watch |
+//! | [`peers`] | links to the other members |
+//! | [`tls`] | certificates, and what is wrong with them in words |
+//! | [`http`], [`keys`], [`stats`] | the API |
+
+pub mod apply;
+pub mod driver;
+pub mod handle;
+pub mod http;
+pub mod image;
+pub mod keys;
+pub mod peers;
+pub mod run;
+pub mod stats;
+pub mod tls;
