@@ -6,13 +6,18 @@
 
 pub mod alloc;
 pub mod config;
+pub mod daemon;
 pub mod datapath;
+pub mod health;
 pub mod iface;
 pub mod lease;
 pub mod masq;
+pub mod mesh;
 pub mod net;
 pub mod plan;
+pub mod probe;
 pub mod registry;
+mod run;
 pub mod types;
 pub mod watch;
 pub mod wire;
