@@ -34,6 +34,7 @@ mod stage;
 mod steps;
 mod supervisor;
 mod topology;
+mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

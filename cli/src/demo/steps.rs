@@ -1,5 +1,5 @@
 //! The demo's steps, in the order of the tutorial: certificates, stores, network configuration, overlay,
-//! containers; then health, the mesh and traffic between containers.
+//! containers. What then shows that it works is in [`super::traffic`].
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -7,10 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use pki::cluster::{self, ClusterSpec};
 use pki::disk;
 use pki::key::{KeySpec, RsaSize};
@@ -20,34 +19,28 @@ use super::control::{FromStage, Plan};
 use super::daemon::{Daemon, clean_command, stop_all, wait_ready};
 use super::fabric::Namespace;
 use super::lab::Lab;
-use super::probe::{Echoes, ping, tcp_exchange};
 use super::report::Reporter;
 use super::topology::{
-    Attachment, CONFIG_KEY, GATEWAY, HOSTS, Host, NETWORK_CONFIG, Paths, endpoints, overlayd_args, store_args,
+    Attachment, CONFIG_KEY, HOSTS, Host, NETWORK_CONFIG, Paths, endpoints, overlayd_args, store_args,
 };
 
 /// Time for all programs of a kind to become ready; they take well under a second each.
 const READY_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time for the overlay to carry the first packet once every overlayd is ready: a lease has to reach all others.
-const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the programs to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time for one answer of the store.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
-const ECHO_COUNT: u16 = 3;
-const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
-const TCP_BYTES: usize = 1 << 20;
 
 /// A demo as far as it has come.
 #[derive(Debug)]
 pub(crate) struct Demo {
     plan: Plan,
     paths: Paths,
-    reporter: Reporter,
+    pub(super) reporter: Reporter,
     stores: Vec<Daemon>,
     overlayds: Vec<Daemon>,
     // Last, so that the programs above end before their namespaces do.
-    lab: Lab,
+    pub(super) lab: Lab,
 }
 
 impl Demo {
@@ -84,20 +77,26 @@ impl Demo {
         let reporter = self.reporter.clone();
         reporter.step("certificates: a CA, the stores' and the clients'", || self.certificates())?;
         reporter.step("three stores, TLS among themselves and to clients", || self.start_stores())?;
-        reporter.step("the network configuration", || self.configure_network())?;
+        reporter.step("the network configuration", || quoting(self.configure_network(), &self.stores))?;
         let masquerade = self.masquerade_tool();
         reporter.step("overlayd on every host", || self.start_overlayds(&masquerade))?;
         let attachments =
             reporter.step("a container behind docker0 on every host", || self.attach_containers())?;
-        reporter.step("cli health", || self.health())?;
-        reporter.step("cli ping-mesh: every node to every other over the overlay", || self.mesh())?;
-        reporter.step("ping from container to container, with the longest packets that fit", || {
-            self.ping_containers(&attachments)
+        reporter.step("cli health", || quoting(self.health(), &self.stores))?;
+        reporter.step("cli ping-mesh: every node to every other over the overlay", || {
+            quoting(self.mesh(), &self.overlayds)
         })?;
-        reporter.step("TCP from container to container, 1 MiB there and back", || self.tcp(&attachments))?;
+        reporter.step("ping from container to container, with the longest packets that fit", || {
+            quoting(self.ping_containers(&attachments), &self.overlayds)
+        })?;
+        reporter.step("TCP from container to container, 1 MiB there and back", || {
+            quoting(self.tcp(&attachments), &self.overlayds)
+        })?;
         match masquerade {
             Ok(_) => {
-                reporter.step("from the containers to the outside, masqueraded", || self.ping_outside())?;
+                reporter.step("from the containers to the outside, masqueraded", || {
+                    quoting(self.ping_outside(), &self.overlayds)
+                })?;
             }
             Err(why) => reporter.detail(&format!("skipped: masquerading to the outside, as {why}")),
         }
@@ -149,7 +148,7 @@ impl Demo {
         wait_ready(&mut self.stores, READY_TIMEOUT, |name| reporter.detail(&format!("{name} is ready")))
     }
 
-    fn configure_network(&mut self) -> Result<()> {
+    fn configure_network(&self) -> Result<()> {
         let (first, last) = (&self.lab.sites[0], &self.lab.sites[HOSTS.len() - 1]);
         let options = PutOptions { value: Some(NETWORK_CONFIG.to_owned()), ..PutOptions::default() };
         self.with_client(&first.net, &first.host, async |client| {
@@ -223,75 +222,12 @@ impl Demo {
         Ok(attachments)
     }
 
-    fn health(&self) -> Result<()> {
-        let site = &self.lab.sites[0];
-        let output = self.run_cli(&site.net, &self.store_options("health"))?;
-        self.reporter.detail(&output);
-        Ok(())
-    }
-
-    fn mesh(&self) -> Result<()> {
-        let site = &self.lab.sites[0];
-        let args = self.store_options("ping-mesh");
-        let output = until(TRAFFIC_TIMEOUT, || self.run_cli(&site.net, &args))?;
-        self.reporter.detail(&output);
-        Ok(())
-    }
-
-    fn ping_containers(&self, attachments: &[Attachment]) -> Result<()> {
-        for (from, attachment) in self.lab.sites.iter().zip(attachments) {
-            for (to, target) in self.lab.sites.iter().zip(attachments) {
-                if from.host == to.host {
-                    continue;
-                }
-                let address = target.container().address;
-                let median =
-                    ping_until(&from.container, address, attachment.full_echo_len()).with_context(|| {
-                        format!("{} to {} ({address})", from.container.name(), to.container.name())
-                    })?;
-                self.reporter.detail(&format!(
-                    "{} {} -> {} {address}  {ECHO_COUNT}/{ECHO_COUNT}  {:.3} ms",
-                    from.container.name(),
-                    attachment.container().address,
-                    to.container.name(),
-                    median.as_secs_f64() * 1e3
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn tcp(&self, attachments: &[Attachment]) -> Result<()> {
-        let last = self.lab.sites.len() - 1;
-        let (client, server) = (&self.lab.sites[0].container, &self.lab.sites[last].container);
-        let address = attachments[last].container().address;
-        let took = tcp_exchange(server, client, address, TCP_BYTES, TRAFFIC_TIMEOUT)?;
-        let ms = took.as_secs_f64() * 1e3;
-        self.reporter.detail(&format!("{} <-> {} {address}  {ms:.1} ms", client.name(), server.name()));
-        Ok(())
-    }
-
-    /// The fabric has no route to the overlay: only a masqueraded echo request is answered.
-    fn ping_outside(&self) -> Result<()> {
-        for site in &self.lab.sites {
-            let median = ping_until(&site.container, GATEWAY.address, 56)
-                .with_context(|| format!("{} to {}", site.container.name(), GATEWAY.address))?;
-            let ms = median.as_secs_f64() * 1e3;
-            self.reporter.detail(&format!(
-                "{} -> {}  {ECHO_COUNT}/{ECHO_COUNT}  {ms:.3} ms",
-                site.container.name(),
-                GATEWAY.address
-            ));
-        }
-        Ok(())
-    }
-
     fn check_stores(&mut self) -> Result<()> {
         self.stores.iter_mut().try_for_each(Daemon::check_alive)
     }
 
     /// `cli COMMAND` with the options that reach the stores.
-    fn store_options(&self, command: &str) -> Vec<String> {
+    pub(super) fn store_options(&self, command: &str) -> Vec<String> {
         vec![
             command.to_owned(),
             format!("--endpoints={}", endpoints().join(",")),
@@ -302,13 +238,14 @@ impl Demo {
     }
 
     /// Runs this program with other arguments; its standard output, or an error with all that it said.
-    fn run_cli(&self, namespace: &Namespace, args: &[String]) -> Result<String> {
+    pub(super) fn run_cli(&self, namespace: &Namespace, args: &[String]) -> Result<String> {
         self.trace_command(namespace.name(), &self.plan.cli, args);
         let output = run_in(namespace, &mut clean_command(&self.plan.cli, args))?;
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("`cli {}` ended with {}\n{stdout}{stderr}", args.join(" "), output.status);
+            let said = format!("{stdout}{stderr}");
+            bail!("`cli {}` ended with {}\n{}", args.join(" "), output.status, said.trim_end());
         }
         Ok(stdout)
     }
@@ -342,37 +279,18 @@ impl Demo {
     }
 }
 
+/// Adds the ends of the logs of those who may be at fault to an error that does not quote one yet.
+fn quoting<T>(result: Result<T>, suspects: &[Daemon]) -> Result<T> {
+    result.map_err(|err| {
+        let logs: Vec<String> = suspects.iter().map(Daemon::log_tail).collect();
+        anyhow!("{err:#}\n{}", logs.join("\n"))
+    })
+}
+
 /// Runs a program inside `namespace` to its end.
 fn run_in(namespace: &Namespace, command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     // A group of its own, as the daemons have: Ctrl-C is for the demo.
     command.process_group(0);
     namespace.run(|| command.output())?.with_context(|| format!("cannot run {program}"))
-}
-
-/// Pings until a whole series is answered; the median of that series.
-fn ping_until(from: &Namespace, target: Ipv4Addr, payload_len: usize) -> Result<Duration> {
-    until(TRAFFIC_TIMEOUT, || {
-        let echoes: Echoes = from.run(|| ping(target, ECHO_COUNT, payload_len, ECHO_TIMEOUT))??;
-        ensure!(
-            echoes.complete(),
-            "{} of {} echo requests of {payload_len} bytes were answered within {} s",
-            echoes.round_trips.len(),
-            echoes.sent,
-            ECHO_TIMEOUT.as_secs()
-        );
-        echoes.median().context("no echo request was sent")
-    })
-}
-
-/// Tries until it works; the last error once `timeout` has passed.
-fn until<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match attempt() {
-            Ok(value) => return Ok(value),
-            Err(err) if Instant::now() >= deadline => return Err(err),
-            Err(_) => thread::sleep(Duration::from_millis(50)),
-        }
-    }
 }
