@@ -4,20 +4,16 @@
 //! `{"success": ..., "result": {...}, "errors": [...]}`. `cfssljson` (here `cli pki json`) turns either into
 //! files. Source: `cli.PrintCert` and `cmd/cfssljson` of cfssl.
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Certificate, request and key as PEM; the fields are in the order in which cfssl prints them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// Certificate, request and key as PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Envelope {
     /// The certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cert: Option<String>,
     /// The signing request.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub csr: Option<String>,
     /// The private key.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
 }
 
@@ -80,9 +76,12 @@ const KEY: (&str, &str, &str) = ("key", "private_key", "PRIVATE KEY");
 impl Envelope {
     /// The line that `cfssl gencert` prints: one JSON object and a newline.
     pub fn to_json(&self) -> String {
-        let mut line = serde_json::to_string(self).expect("three optional strings are always JSON");
-        line.push('\n');
-        line
+        let fields = [("cert", &self.cert), ("csr", &self.csr), ("key", &self.key)];
+        let present = fields.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)));
+        // A Value prints itself, and cannot fail at it as a serializer could; the order is that of the names,
+        // which is the order in which cfssl prints them.
+        let object: Map<String, Value> = present.map(|(name, text)| (name.to_owned(), text.into())).collect();
+        format!("{}\n", Value::Object(object))
     }
 
     /// Reads either form; `file` is its name in error texts.

@@ -29,7 +29,7 @@ pub const EXPIRY: Duration = Duration::from_secs(87_600 * 3_600);
 /// What the cluster needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterSpec {
-    /// Names and addresses of the store's members; localhost, 127.0.0.1 and ::1 are added.
+    /// Names and addresses of the store's members; localhost, 127.0.0.1 and `::1` are added.
     pub hosts: Vec<Host>,
     /// The kind of every key.
     pub key: KeySpec,

@@ -14,7 +14,7 @@ const EC_PUBLIC_KEY: u8 = 0xa1;
 /// The two parts of a PKCS #8 key that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pkcs8<'a> {
-    /// The AlgorithmIdentifier with its header.
+    /// The `AlgorithmIdentifier` with its header.
     algorithm: &'a [u8],
     /// The key in its algorithm's own form.
     key: &'a [u8],
@@ -44,7 +44,7 @@ impl<'a> Pkcs8<'a> {
         self.key.to_vec()
     }
 
-    /// An ECDSA key as SEC 1, with the curve inside, for there is no AlgorithmIdentifier around it any more.
+    /// An ECDSA key as SEC 1, with the curve inside, for there is no `AlgorithmIdentifier` around it.
     ///
     /// Layout: SEQUENCE { INTEGER 1, OCTET STRING key, [0] curve, [1] public key }.
     pub(crate) fn to_sec1(self) -> Option<Vec<u8>> {

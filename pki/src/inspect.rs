@@ -6,15 +6,16 @@ use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
+use crate::issue::rfc3339;
 use crate::key::{KeyError, KeyKind, PrivateKey};
 use crate::usage;
+use crate::verify;
 
 /// One thing found in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -137,7 +138,7 @@ impl Certificate {
     pub fn signed_by(&self, issuer: &Certificate) -> bool {
         let parse = |der| X509Certificate::from_der(der).map(|(_, c)| c);
         match (parse(&self.der), parse(&issuer.der)) {
-            (Ok(cert), Ok(issuer)) => signed_by(&cert, &issuer),
+            (Ok(cert), Ok(issuer)) => verify::signed_by(&cert, &issuer),
             _ => false,
         }
     }
@@ -225,15 +226,10 @@ fn certificate(der: &[u8], now: OffsetDateTime) -> Result<Certificate, X509Error
         status,
         key: KeyKind::of(cert.public_key()).to_string(),
         signature: signature_name(&cert.signature_algorithm.algorithm.to_id_string()),
-        self_signed: signed_by(&cert, &cert),
+        self_signed: verify::signed_by(&cert, &cert),
         public_key: cert.public_key().subject_public_key.data.to_vec(),
         der: der.to_vec(),
     })
-}
-
-fn signed_by(cert: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
-    cert.issuer().as_raw() == issuer.subject().as_raw()
-        && cert.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
 fn request(der: &[u8]) -> Result<Request, X509Error> {
@@ -252,7 +248,7 @@ fn request(der: &[u8]) -> Result<Request, X509Error> {
         subject: info.subject.to_string(),
         names,
         key: KeyKind::of(&info.subject_pki).to_string(),
-        signature_valid: csr.verify_signature().is_ok(),
+        signature_valid: verify::proves_possession(&csr),
         public_key: info.subject_pki.subject_public_key.data.to_vec(),
     })
 }
@@ -314,10 +310,6 @@ fn signature_name(oid: &str) -> String {
         other => other,
     }
     .to_owned()
-}
-
-fn rfc3339(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
 fn hex(bytes: &[u8]) -> String {

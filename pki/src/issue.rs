@@ -13,6 +13,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{self, PemObject};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -22,6 +23,7 @@ use crate::profile::{CaConstraint, Profile};
 use crate::request::{CaOptions, CertRequest};
 use crate::serial::Serial;
 use crate::usage::{SERVER_AUTH, Usages};
+use crate::verify;
 
 /// Why no certificate was issued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +56,8 @@ pub enum IssueError {
     },
     /// The issuer is not valid at this time.
     #[error(
-        "{file}: this CA is valid from {from} to {to}, and now it is {now}; make a new one, or set the clock"
+        "{file}: this CA is valid from {} to {}, and now it is {}; make a new one, or set the clock",
+        rfc3339(*.from), rfc3339(*.to), rfc3339(*.now)
     )]
     NotValidNow {
         /// The file, as the caller named it.
@@ -120,7 +123,9 @@ pub enum Warning {
     CaHosts,
     /// The certificate's last days cannot be used.
     #[error(
-        "the certificate is valid until {not_after}, its CA only until {ca_not_after}: it ends with its CA"
+        "the certificate is valid until {}, its CA only until {}: it ends with its CA",
+        rfc3339(*.not_after),
+        rfc3339(*.ca_not_after)
     )]
     OutlivesCa {
         /// Not-after of the certificate.
@@ -212,7 +217,7 @@ impl Authority {
         if profile.ca.is_some() && self.path_len == Some(0) {
             return Err(IssueError::PathLength { file: self.file.clone() });
         }
-        let mut params = params(request, serial)?;
+        let mut params = params(request, serial);
         (params.not_before, params.not_after) = validity(profile.backdate, profile.expiry, now)?;
         params.subject_alt_names = alt_names(&request.hosts)?;
         set_usages(&mut params, &profile.usages);
@@ -249,7 +254,7 @@ pub fn self_signed(
 ) -> Result<Issued, IssueError> {
     let options = request.ca.clone().unwrap_or_default();
     let CaOptions { expiry, backdate, constraint } = options;
-    let mut params = params(request, serial)?;
+    let mut params = params(request, serial);
     (params.not_before, params.not_after) = validity(backdate, expiry, now)?;
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.is_ca = is_ca(constraint);
@@ -259,11 +264,17 @@ pub fn self_signed(
     Ok(Issued { cert_pem: to_pem("CERTIFICATE", cert.der()), csr_pem: csr(request, key)?, warnings })
 }
 
-fn params(request: &CertRequest, serial: Serial) -> Result<CertificateParams, IssueError> {
+/// A time as certificates are talked about: whole seconds, UTC.
+pub(crate) fn rfc3339(time: OffsetDateTime) -> String {
+    let whole = time.replace_nanosecond(0).unwrap_or(time);
+    whole.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}
+
+fn params(request: &CertRequest, serial: Serial) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = request.subject.to_distinguished_name();
     params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
-    Ok(params)
+    params
 }
 
 /// The signing request: name, hosts and, for a CA, basic constraints; as in cfssl nothing else.
@@ -356,8 +367,11 @@ fn check(cert: &[u8], issuer: &[u8], key: &PrivateKey) -> Result<(), IssueError>
     if cert.public_key().subject_public_key.data.as_ref() != key.public_key() {
         return Err(IssueError::SelfCheck("its public key is not the key's"));
     }
-    cert.verify_signature(Some(issuer.public_key()))
-        .map_err(|_| IssueError::SelfCheck("its signature is wrong"))
+    if verify::signed_by(&cert, &issuer) {
+        Ok(())
+    } else {
+        Err(IssueError::SelfCheck("its signature is wrong"))
+    }
 }
 
 #[cfg(test)]

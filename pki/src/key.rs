@@ -166,7 +166,7 @@ impl PrivateKey {
         kind_of(&self.pair)
     }
 
-    /// The public half as it stands in a certificate's SubjectPublicKeyInfo, without its header.
+    /// The public half as it stands in a certificate's `SubjectPublicKeyInfo`, without its header.
     pub fn public_key(&self) -> &[u8] {
         self.pair.public_key_raw()
     }
@@ -294,7 +294,7 @@ impl fmt::Display for KeyKind {
 }
 
 impl KeyKind {
-    /// Reads algorithm and size off a SubjectPublicKeyInfo.
+    /// Reads algorithm and size off a `SubjectPublicKeyInfo`.
     pub(crate) fn of(info: &SubjectPublicKeyInfo<'_>) -> Self {
         const ED25519: &str = "1.3.101.112";
         let oid = info.algorithm.algorithm.to_id_string();

@@ -23,5 +23,6 @@ pub mod profile;
 pub mod request;
 pub mod serial;
 pub mod usage;
+mod verify;
 
 pub use input::{InputError, Problem};

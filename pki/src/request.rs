@@ -110,7 +110,7 @@ impl Subject {
     }
 }
 
-/// PrintableString where the characters allow it, else UTF8String.
+/// `PrintableString` where the characters allow it, else `UTF8String`.
 fn directory_string(value: &str) -> DnValue {
     match value.try_into() {
         Ok(printable) => DnValue::PrintableString(printable),
