@@ -96,8 +96,12 @@ fn list(attempts: &[(String, String)]) -> String {
         if number > 0 {
             text.push('\n');
         }
-        // Writing to a String cannot fail.
-        let _ = write!(text, "; error #{number}: {endpoint}: {why}");
+        // Go's words name the address already. Writing to a String cannot fail.
+        let _ = if why.starts_with("dial tcp ") {
+            write!(text, "; error #{number}: {why}")
+        } else {
+            write!(text, "; error #{number}: {endpoint}: {why}")
+        };
     }
     text
 }

@@ -242,6 +242,7 @@ impl<L: LogStore> Core<L> {
         }
         let mut ready = self.raw.ready();
         send(shell, ready.take_messages());
+        let mut installed = None;
         let mut effects = Effects { reads: ready.take_read_states(), ..Effects::default() };
         let entries = ready.take_entries();
         let hard_state = ready.hs().cloned();
@@ -252,6 +253,7 @@ impl<L: LogStore> Core<L> {
             let position = Position { index: meta.index, term: meta.term };
             // The applied state first: a log that begins after it would be a gap, see `new`.
             shell.install(&snapshot).map_err(CoreError::Install)?;
+            installed = Some(position.index);
             self.raw.mut_store().install(position, meta.get_conf_state().clone(), hard_state.as_ref())?;
         }
         let store = self.raw.mut_store();
@@ -262,6 +264,9 @@ impl<L: LogStore> Core<L> {
         effects.committed = ready.take_committed_entries();
         let mut light = self.raw.advance_append(ready);
         send(shell, light.take_messages());
+        if let Some(index) = installed {
+            self.applied_to(index);
+        }
         effects.committed.extend(light.take_committed_entries());
         Ok(Some(effects))
     }
@@ -277,3 +282,6 @@ fn send(shell: &mut impl Shell, messages: Vec<Message>) {
         shell.send(messages);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,6 @@ impl Tree {
         matches!(path, "/" | "/0" | "/1")
     }
 }
+
+#[cfg(test)]
+mod tests;

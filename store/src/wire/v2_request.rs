@@ -207,3 +207,7 @@ pub fn parse(method: Method, key: &str, query: &str, form: Option<&[u8]>) -> Res
     let no_value = no_value && takes_form;
     Ok(Request::Write { write: Write { op, ttl_s }, no_value })
 }
+
+#[cfg(test)]
+#[path = "v2_request_tests.rs"]
+mod tests;

@@ -1,0 +1,257 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+//! Three members in one process on a network and disks that one seed breaks. The long simulation comes with
+//! the fault work; this one holds the order of persist, send and apply.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::log::mem::MemLog;
+use crate::machine::Position;
+
+/// Small, seeded, the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+const START: Position = Position { index: 3, term: 1 };
+
+struct Member {
+    core: Core<MemLog>,
+    applied: Vec<(u64, Vec<u8>)>,
+}
+
+#[derive(Default)]
+struct Net {
+    sent: Vec<Message>,
+    installed: Option<Snapshot>,
+}
+
+impl Shell for Net {
+    fn send(&mut self, messages: Vec<Message>) {
+        self.sent.extend(messages);
+    }
+
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        self.installed = Some(snapshot.clone());
+        Ok(())
+    }
+}
+
+struct Cluster {
+    members: BTreeMap<u64, Member>,
+    wire: Vec<Message>,
+    cut: Option<u64>,
+    dice: Dice,
+    /// What a leader has committed: promised for ever.
+    promised: BTreeMap<u64, Vec<u8>>,
+    leaders: BTreeMap<u64, u64>,
+}
+
+fn core(id: u64, applied: Position, log: MemLog) -> Core<MemLog> {
+    let fixed_election_ticks = Some(10 + usize::try_from(id).unwrap() * 2);
+    let config = CoreConfig { id, election_ticks: 10, heartbeat_ticks: 1, fixed_election_ticks };
+    Core::new(&config, vec![1, 2, 3], applied, log).unwrap()
+}
+
+/// The state of these tests: all applied entries, as one text.
+fn encode(applied: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    serde_json::to_vec(applied).unwrap()
+}
+
+impl Cluster {
+    fn new(seed: u64) -> Cluster {
+        let member = |id| (id, Member { core: core(id, START, MemLog::default()), applied: Vec::new() });
+        Cluster {
+            members: [1, 2, 3].into_iter().map(member).collect(),
+            wire: Vec::new(),
+            cut: None,
+            dice: Dice(seed * 2_654_435_761 + 1),
+            promised: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+        }
+    }
+
+    fn process(&mut self, id: u64) {
+        let member = self.members.get_mut(&id).unwrap();
+        let mut net = Net::default();
+        while let Some(effects) = member.core.process(&mut net).unwrap() {
+            if let Some(snapshot) = net.installed.take() {
+                member.applied = serde_json::from_slice(snapshot.get_data()).unwrap();
+            }
+            for entry in effects.committed {
+                assert!(entry.index > member.applied.last().map_or(START.index, |(index, _)| *index));
+                let data = entry.data.to_vec();
+                let promised = self.promised.entry(entry.index).or_insert_with(|| data.clone());
+                assert_eq!(*promised, data, "member {id} applied something else at {}", entry.index);
+                member.applied.push((entry.index, data));
+                member.core.applied_to(entry.index);
+            }
+        }
+        if member.core.wanted_snapshot().is_some() {
+            let index = member.applied.last().map_or(START.index, |(index, _)| *index);
+            let term = member.core.log().term(index).unwrap().unwrap_or(START.term);
+            member.core.provide_snapshot(Position { index, term }, encode(&member.applied));
+        }
+        let now = member.core.leadership();
+        if now.leads {
+            assert_eq!(*self.leaders.entry(now.term).or_insert(id), id, "two leaders in term {}", now.term);
+        }
+        self.wire.extend(net.sent);
+    }
+
+    fn deliver(&mut self) {
+        let mut wire = std::mem::take(&mut self.wire);
+        while !wire.is_empty() {
+            let at = usize::try_from(self.dice.roll(wire.len().min(3) as u64)).unwrap();
+            let message = wire.remove(at);
+            let lost = self.cut.is_some_and(|cut| message.to == cut || message.from == cut) || self.dice.roll(20) == 0;
+            if lost {
+                continue;
+            }
+            let to = message.to;
+            if self.dice.roll(20) == 0 {
+                self.members.get_mut(&to).unwrap().core.step(message.clone());
+            }
+            let is_snapshot = message.get_msg_type() == raft::eraftpb::MessageType::MsgSnapshot;
+            let from = message.from;
+            self.members.get_mut(&to).unwrap().core.step(message);
+            self.process(to);
+            if is_snapshot {
+                self.members.get_mut(&from).unwrap().core.report_snapshot(to, true);
+            }
+        }
+    }
+
+    /// The power of one member fails: what its log had not synced is gone, and its applied state goes back to
+    /// an older image.
+    fn crash(&mut self, id: u64) {
+        let member = &self.members[&id];
+        let mut log = member.core.log().clone();
+        log.crash();
+        let floor = log.truncated().index;
+        let kept = usize::try_from(self.dice.roll(member.applied.len() as u64 + 1)).unwrap();
+        let mut applied: Vec<(u64, Vec<u8>)> = member.applied[..kept].to_vec();
+        if applied.last().map_or(START.index, |(index, _)| *index) < floor {
+            applied.clone_from(&member.applied);
+        }
+        let position = match applied.last() {
+            None => START,
+            Some((index, _)) => Position { index: *index, term: log.term(*index).unwrap().unwrap() },
+        };
+        self.members.insert(id, Member { core: core(id, position, log), applied });
+    }
+
+    fn round(&mut self, round: u64) {
+        for id in [1, 2, 3] {
+            self.members.get_mut(&id).unwrap().core.tick();
+            if self.dice.roll(3) == 0 {
+                let data = format!("{round}-{id}").into_bytes();
+                let _ = self.members.get_mut(&id).unwrap().core.propose(data);
+            }
+            self.process(id);
+        }
+        self.deliver();
+        let victim = 1 + self.dice.roll(3);
+        match self.dice.roll(40) {
+            0 => self.cut = Some(victim),
+            1 | 2 => self.cut = None,
+            3 => self.crash(victim),
+            4 => {
+                let member = self.members.get_mut(&victim).unwrap();
+                if let Some((index, _)) = member.applied.last() {
+                    member.core.compact(*index).unwrap();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn committed_entries_survive_crashes_partitions_and_compaction() {
+    for seed in 1..=60 {
+        let mut cluster = Cluster::new(seed);
+        for round in 0..400 {
+            cluster.round(round);
+        }
+        cluster.cut = None;
+        for _ in 0..120 {
+            for id in [1, 2, 3] {
+                cluster.members.get_mut(&id).unwrap().core.tick();
+                cluster.process(id);
+            }
+            cluster.deliver();
+        }
+        assert!(cluster.promised.len() > 20, "seed {seed}: hardly any progress ({})", cluster.promised.len());
+        let promised: Vec<(u64, Vec<u8>)> = cluster.promised.clone().into_iter().collect();
+        let alike = |member: &Member| member.applied.len() + 3 >= promised.len();
+        for (id, member) in &cluster.members {
+            assert!(alike(member), "seed {seed}: member {id} did not catch up");
+            assert_eq!(member.applied, promised[..member.applied.len()], "seed {seed}: member {id}");
+        }
+    }
+}
+
+#[test]
+fn a_log_that_begins_after_the_applied_state_is_refused() {
+    let config = CoreConfig { id: 1, election_ticks: 10, heartbeat_ticks: 1, fixed_election_ticks: None };
+    let log = MemLog::new(Position { index: 9, term: 2 });
+    let refused = Core::new(&config, vec![1], START, log).err();
+    assert!(matches!(refused, Some(CoreError::Gap { log: 9, applied: 3 })));
+}
+
+#[test]
+fn reads_are_confirmed_by_a_quorum_only() {
+    let mut cluster = Cluster::new(7);
+    let leader = (0..100)
+        .find_map(|_| {
+            for id in [1, 2, 3] {
+                cluster.members.get_mut(&id).unwrap().core.tick();
+                cluster.process(id);
+            }
+            cluster.deliver();
+            cluster.members.iter().find(|(_, m)| m.core.leadership().leads).map(|(&id, _)| id)
+        })
+        .unwrap();
+    for _ in 0..5 {
+        cluster.members.get_mut(&leader).unwrap().core.tick();
+        cluster.process(leader);
+        cluster.deliver();
+    }
+    let ask = |cluster: &mut Cluster| {
+        let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+        core.read_index(b"question".to_vec());
+        let mut net = Net::default();
+        let mut reads = 0;
+        while let Some(effects) = core.process(&mut net).unwrap() {
+            reads += effects.reads.len();
+        }
+        (net.sent, reads)
+    };
+    let (sent, reads) = ask(&mut cluster);
+    assert_eq!(reads, 0, "nobody else has been heard yet");
+    let mut confirmed = 0;
+    for message in sent {
+        let to = message.to;
+        let mut net = Net::default();
+        let other = &mut cluster.members.get_mut(&to).unwrap().core;
+        other.step(message);
+        while other.process(&mut net).unwrap().is_some() {}
+        for answer in net.sent {
+            let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+            core.step(answer);
+            while let Some(effects) = core.process(&mut Net::default()).unwrap() {
+                confirmed += effects.reads.len();
+            }
+        }
+    }
+    assert_eq!(confirmed, 1);
+}
