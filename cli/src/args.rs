@@ -51,8 +51,8 @@ pub(crate) const MIRRORED: &[&str] = &[
     about,
     max_term_width = 100,
     after_help = "\
-The options of the store commands (--endpoints, --ca-file, --output, ...) may stand before or after the
-command; see for example `cli get --help`.
+Store options (--endpoints, --ca-file, --output, ...) may stand before or after the command;
+`cli get --help` shows them.
 
 Examples:
   cli --endpoints https://192.168.31.63:2379 --ca-file ca.pem health
@@ -107,6 +107,7 @@ pub(crate) enum Format {
 /// How to reach the store. A flag wins over a `WEFT_` variable, that one over etcdctl's `ETCDCTL_` variable.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Store options")]
+#[expect(clippy::doc_markdown, reason = "these are help texts, and backticks would be shown")]
 pub(crate) struct StoreArgs {
     /// Client URLs of the store, separated by commas [env: WEFT_ENDPOINTS, ETCDCTL_ENDPOINTS] [default:
     /// http://127.0.0.1:2379]

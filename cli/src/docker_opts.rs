@@ -37,7 +37,7 @@ pub(crate) struct DockerOptsArgs {
     /// The file that overlayd writes
     #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     input: PathBuf,
-    /// The file to write, for EnvironmentFile= in Docker's unit
+    /// The file to write, which Docker's unit names as its environment file
     #[arg(short = 'd', value_name = "FILE", default_value = "/run/docker_opts.env")]
     output: PathBuf,
     /// Write one variable for each option
@@ -136,7 +136,7 @@ fn render(
         }
     }
     if wanted.combined {
-        let added: String = options.iter().map(|(_, option)| format!(" {option}")).collect();
+        let added: String = options.iter().flat_map(|(_, option)| [" ", option]).collect();
         let before = all.get(wanted.key).map_or("", String::as_str);
         let combined = if before.is_empty() {
             added
@@ -154,7 +154,7 @@ fn push(text: &mut String, name: &str, value: &str) -> Result<(), DockerOptsErro
     if value.contains(['"', '\n', '\r']) {
         return Err(DockerOptsError::Value(name.to_owned(), value.to_owned()));
     }
-    text.push_str(&format!("{name}=\"{value}\"\n"));
+    text.extend([name, "=\"", value, "\"\n"]);
     Ok(())
 }
 

@@ -178,7 +178,7 @@ fn print_text(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
         match status {
             Status::Healthy(url) => writeln!(out, "member {id} is healthy: got healthy result from {url}")?,
             Status::Unhealthy(url) => {
-                writeln!(out, "member {id} is unhealthy: got unhealthy result from {url}")?
+                writeln!(out, "member {id} is unhealthy: got unhealthy result from {url}")?;
             }
             Status::Unreachable if member.client_urls.is_empty() => {
                 writeln!(out, "member {id} is unreachable: no available published client urls")?;

@@ -1,12 +1,17 @@
 //! Writing results: the same answer as text or as JSON, and quiet when nobody reads any more.
 
-use std::io::{self, Write};
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+};
 
 use store::client::{Node, Response};
 
 use crate::args::Format;
 
 /// The JSON of an answer as etcdctl prints it: fields in its order, Go's escapes, no line end.
+///
+/// Written by hand because neither is `serde_json`'s. Writing to a `String` cannot fail.
 pub(crate) fn response_json(response: &Response) -> String {
     let mut text = String::from("{\"action\":");
     push_string(&mut text, &response.action);
@@ -46,16 +51,14 @@ fn push_node(text: &mut String, node: &Node) {
         }
         text.push(']');
     }
-    text.push_str(&format!(
-        ",\"createdIndex\":{},\"modifiedIndex\":{}",
-        node.created_index, node.modified_index
-    ));
+    let (created, modified) = (node.created_index, node.modified_index);
+    let _ = write!(text, ",\"createdIndex\":{created},\"modifiedIndex\":{modified}");
     if let Some(expiration) = &node.expiration {
         text.push_str(",\"expiration\":");
         push_string(text, expiration);
     }
     if let Some(ttl) = node.ttl.filter(|ttl| *ttl != 0) {
-        text.push_str(&format!(",\"ttl\":{ttl}"));
+        let _ = write!(text, ",\"ttl\":{ttl}");
     }
     text.push('}');
 }
@@ -71,7 +74,7 @@ fn push_string(text: &mut String, value: &str) {
             '\r' => text.push_str("\\r"),
             '\t' => text.push_str("\\t"),
             '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\u{1f}' => {
-                text.push_str(&format!("\\u{:04x}", u32::from(letter)));
+                let _ = write!(text, "\\u{:04x}", u32::from(letter));
             }
             other => text.push(other),
         }

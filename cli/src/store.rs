@@ -161,6 +161,7 @@ pub(crate) struct MkArgs {
 
 /// Arguments of `ls`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each of the command's switches")]
 pub(crate) struct LsArgs {
     /// The directory
     #[arg(default_value = "/")]
@@ -292,8 +293,11 @@ impl StoreError {
     /// etcdctl's exit code for it.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Arguments(_) | Self::Directory(_) | Self::NoLeader(_) | Self::Io(_) => Exit::Failure,
-            Self::Connect(ConnectError::Settings(_)) => Exit::Failure,
+            Self::Arguments(_)
+            | Self::Directory(_)
+            | Self::NoLeader(_)
+            | Self::Io(_)
+            | Self::Connect(ConnectError::Settings(_)) => Exit::Failure,
             Self::Connect(ConnectError::Sync(_)) => Exit::BadConnection,
             Self::Server(_) | Self::TotalTimeout(_) => Exit::ServerError,
         }
