@@ -142,7 +142,7 @@ fn signals_take_everything_down() {
     if !privileged() {
         return;
     }
-    for (sent, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+    for (sent, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
         let fixture = Fixture::new(STUCK);
         let (mut child, mut output) = fixture.start_until(STORES);
         signal(&child, sent);

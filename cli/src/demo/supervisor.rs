@@ -229,7 +229,12 @@ fn finish(
         }
         End::Interrupted(name) => {
             reporter.line("Nothing is left: no process, namespace, device or file.");
-            Ok(ExitCode::from(if name == "SIGINT" { 130 } else { 143 }))
+            // 128 and the signal's number, as shells say it.
+            Ok(ExitCode::from(match name {
+                "SIGHUP" => 129,
+                "SIGINT" => 130,
+                _ => 143,
+            }))
         }
         End::Kept(_) => Ok(ExitCode::SUCCESS),
     }
