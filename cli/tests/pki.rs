@@ -270,7 +270,7 @@ fn init_makes_a_whole_cluster_and_guards_it() {
     for name in &want {
         assert!(listed.contains(&format!("a/ssl/{name}\n")), "{listed}");
         let readable = mode(&ssl.join(name));
-        assert_eq!(readable & 0o077 == 0, name.ends_with("-key.pem"), "{name}: {readable:o}");
+        assert_eq!(readable == 0o600, name.ends_with("-key.pem"), "{name}: {readable:o}");
     }
     let all = ok(
         dir,

@@ -144,23 +144,31 @@ struct Staged(PathBuf);
 impl Staged {
     fn write(file: &File) -> Result<Self, DiskError> {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-        let path = directory(&file.path).join(format!(".{name}.{}.tmp", std::process::id()));
         let mode = match file.access {
             Access::Public => 0o644,
             Access::Secret => 0o600,
         };
-        let mut handle = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .map_err(failed(&path, "create it"))?;
-        let staged = Self(path);
+        let (mut handle, staged) = Self::create(directory(&file.path), &name, mode)?;
         handle
             .write_all(file.contents.as_bytes())
             .and_then(|()| handle.sync_all())
             .map_err(failed(&staged.0, "write it"))?;
         Ok(staged)
+    }
+
+    /// A new file of our own. One of the same name can be left from a run that was killed, above all in a
+    /// container, where every run has the same process number.
+    fn create(dir: &Path, name: &str, mode: u32) -> Result<(StdFile, Self), DiskError> {
+        const ATTEMPTS: u32 = 100;
+        let mut attempt = 0;
+        loop {
+            let path = dir.join(format!(".{name}.{}.{attempt}.tmp", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).mode(mode).open(&path) {
+                Ok(handle) => return Ok((handle, Self(path))),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists && attempt < ATTEMPTS => attempt += 1,
+                Err(e) => return Err(failed(&path, "create it")(e)),
+            }
+        }
     }
 
     fn place(&self, path: &Path, overwrite: bool) -> Result<(), DiskError> {

@@ -89,3 +89,13 @@ fn errors_name_the_path() {
     fs::write(&big, vec![b'x'; (1 << 20) + 1]).unwrap();
     assert!(matches!(read(&big), Err(DiskError::TooLarge { .. })));
 }
+
+#[test]
+fn the_leftover_of_a_killed_run_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let leftover = Staged::write(&file(path.clone(), "half", Access::Public)).unwrap();
+    std::mem::forget(leftover);
+    write_all(&[file(path.clone(), "whole", Access::Public)], false).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
+}

@@ -83,10 +83,11 @@ pub(super) fn run(args: &GencertArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let mut request = CertRequest::parse(&file, &json)?;
-    if let Some(cn) = &args.cn {
+    // To Go an empty value is the same as none, and scripts pass empty variables.
+    if let Some(cn) = args.cn.as_ref().filter(|cn| !cn.is_empty()) {
         request.subject.common_name = Some(cn.clone());
     }
-    if let Some(hosts) = &args.hostname {
+    if let Some(hosts) = args.hostname.as_ref().filter(|hosts| !hosts.is_empty()) {
         request.hosts = parse_hosts("-hostname", hosts)?;
     }
     let now = OffsetDateTime::now_utc();
@@ -149,13 +150,12 @@ impl GencertArgs {
 
     /// A new CA; with `-ca-key` of a key that is there, and then, as in cfssl, the key is not printed.
     fn new_ca(&self, request: &CertRequest, now: OffsetDateTime) -> anyhow::Result<(Issued, Option<String>)> {
-        let (key, shown) = match &self.ca_key {
-            Some(path) => (PrivateKey::from_pem(&name_of(path), &disk::read(path)?)?, None),
-            None => {
-                let key = PrivateKey::generate(request.key)?;
-                let pem = key.to_pem().to_owned();
-                (key, Some(pem))
-            }
+        let (key, shown) = if let Some(path) = &self.ca_key {
+            (PrivateKey::from_pem(&name_of(path), &disk::read(path)?)?, None)
+        } else {
+            let key = PrivateKey::generate(request.key)?;
+            let pem = key.to_pem().to_owned();
+            (key, Some(pem))
         };
         Ok((self_signed(request, &key, Serial::random()?, now)?, shown))
     }
@@ -172,7 +172,7 @@ impl GencertArgs {
             Some(path) => {
                 let name = name_of(path);
                 let config = Config::parse(&name, &disk::read(path)?)?;
-                config.profile(&name, self.profile.as_deref())?.clone()
+                config.profile(&name, self.profile.as_deref().filter(|p| !p.is_empty()))?.clone()
             }
             None => Profile::default(),
         };
