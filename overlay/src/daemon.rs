@@ -28,11 +28,11 @@ use crate::iface::{self, External, InterfaceError};
 use crate::lease::{Keeper, LeaseError, Loss, Settings};
 use crate::masq::Wanted;
 use crate::net::firewall::Firewall;
-use crate::net::netlink::{Netlink, NetlinkError};
+use crate::net::netlink::{self, Netlink, NetlinkError};
 use crate::net::sysctl;
 use crate::net::vxlan::{KernelVxlan, VxlanError};
 use crate::probe::{self, Identity};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Complaint, Registry, RegistryError};
 use crate::run::{self, Node};
 use crate::types::Subnet;
 use crate::wire::env::{Previous, SubnetEnv};
@@ -40,8 +40,6 @@ use crate::wire::lease::LeaseValue;
 use crate::wire::netconf::{Backend, NetworkConfig};
 
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
-/// The same complaint about the missing config is repeated after this many tries.
-const CONFIG_REPEAT: u32 = 30;
 
 /// Why the daemon stopped; all of these are exit code 1.
 #[derive(Debug, thiserror::Error)]
@@ -132,11 +130,12 @@ impl Stop {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "the order of the steps is what there is to read")]
 async fn start(config: Config) -> Result<(), DaemonError> {
     // Dropped, and with it every task, when the main loop ends or a signal cancels it.
     let mut tasks = JoinSet::new();
     let netlink = Netlink::open()?;
-    let external = external(&netlink, &config).await?;
+    let external = choose_external(&netlink, &config).await?;
     let public_ip = config.public_ip.unwrap_or(external.address);
     if config.public_ip.is_some() {
         info!("Using {public_ip} as external address");
@@ -185,17 +184,20 @@ async fn start(config: Config) -> Result<(), DaemonError> {
 
     let (updates, received) = mpsc::channel(256);
     tasks.spawn(registry.clone().watch(updates));
-    let (targets, mesh_targets) = watch::channel(Vec::new());
+    let (targets, mesh_targets) = watch::channel(None);
     let me =
         Identity { subnet: own, public_ip, hostname: sysctl::hostname(), network: network.network };
     tasks.spawn(probe::respond(me.clone()));
     tasks.spawn(probe::serve(registry.client().clone(), registry.prefix().to_owned(), me, mesh_targets));
 
-    let node = Node { registry, keeper, datapath, own, network: network.network, updates: received, targets, ready };
+    let (disturb, disturbed) = mpsc::channel(1);
+    tasks.spawn(netlink::watch_device(datapath.device().to_owned(), disturb));
+
+    let node = Node { registry, keeper, datapath, own, network: network.network, updates: received, targets, ready, disturbed };
     Err(node.run().await)
 }
 
-async fn external(netlink: &Netlink, config: &Config) -> Result<External, DaemonError> {
+async fn choose_external(netlink: &Netlink, config: &Config) -> Result<External, DaemonError> {
     let interfaces = netlink.interfaces().await?;
     let default = netlink.default_interface().await?;
     let reach = match config.interface.can_reach {
@@ -245,20 +247,14 @@ fn previous(file: &Path) -> Previous {
 
 /// Tries once a second, as flannel does, but complains only when the reason changes or time goes on.
 async fn wait_for_config(registry: &Registry) -> Result<NetworkConfig, DaemonError> {
-    let (mut last, mut tries) = (String::new(), 0);
+    let mut waiting = Complaint::default();
     loop {
         match registry.network_config().await {
             Ok(config) => return Ok(config),
             Err(error) if error.is_fatal() => return Err(error.into()),
-            Err(error) => {
-                let text = error.to_string();
-                if text != last || tries % CONFIG_REPEAT == 0 {
-                    warn!(key = format!("{}/config", registry.prefix()), "Couldn't fetch network config: {text}");
-                }
-                (last, tries) = (text, tries + 1);
-                tokio::time::sleep(CONFIG_RETRY).await;
-            }
+            Err(error) => waiting.complain(&format!("Couldn't fetch network config: {error}")),
         }
+        tokio::time::sleep(CONFIG_RETRY).await;
     }
 }
 

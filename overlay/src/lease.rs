@@ -264,13 +264,16 @@ impl Keeper {
             self.held_reply(&request, reply, now);
             return Ok(());
         }
+        let is_new = matches!(request, Request::Create(_));
         match (request, reply) {
             (_, Reply::Listed(leases)) => self.pending = Some(self.choose(&leases)?),
             (
                 Request::Create(subnet) | Request::Update { subnet, .. },
                 Reply::Written { modified_index, ttl_s },
             ) => {
-                info!(%subnet, "Allocated lease ({subnet}) to current node ({})", self.settings.value.public_ip);
+                if is_new {
+                    info!(%subnet, "Allocated lease ({subnet}) to current node ({})", self.settings.value.public_ip);
+                }
                 self.adopt(subnet, modified_index, ttl_s, now);
             }
             // Somebody changed what we had decided upon: look again.
@@ -363,7 +366,10 @@ impl Keeper {
         let subnet = held.subnet;
         match reply {
             Reply::Written { modified_index, ttl_s } => {
-                self.adopt(subnet, modified_index, ttl_s, now);
+                // The watch may have told us before the reply did.
+                if modified_index > held.modified_index {
+                    self.adopt(subnet, modified_index, ttl_s, now);
+                }
                 info!(%subnet, "Lease renewed, new expiration: in {} s", ttl_s.unwrap_or_default());
             }
             Reply::Found(lease) => self.examine(lease, now),

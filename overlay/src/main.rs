@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use overlay::config::{self, Command, Config, LogFormat};
 use overlay::daemon;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -43,9 +46,14 @@ fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn log_to_stderr(config: &Config) {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(config.log_level);
+    // Libraries below us speak only when something is wrong; their chatter would drown ours.
+    let targets = Targets::new()
+        .with_default(config.log_level.min(tracing::Level::WARN))
+        .with_targets(["overlayd", "overlay", "store"].map(|name| (name, config.log_level)));
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(targets);
     match config.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => registry.with(format.with_ansi(false)).init(),
+        LogFormat::Json => registry.with(format.json()).init(),
     }
 }

@@ -96,8 +96,13 @@ async fn answer(socket: &UdpSocket, network: Subnet) -> io::Result<()> {
     }
 }
 
-/// Carries out requests from the store for ever. `targets` always holds the present leases without our own.
-pub async fn serve(client: Client, prefix: String, me: Identity, targets: Receiver<Vec<Target>>) {
+/// Carries out requests from the store for ever. `targets` holds the present leases without our own, `None` until
+/// they are known.
+pub async fn serve(client: Client, prefix: String, me: Identity, mut targets: Receiver<Option<Vec<Target>>>) {
+    // Before the leases are known there is nobody to probe, and a report would say so.
+    if targets.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
     let dir = mesh::requests_dir(&prefix);
     let mut cursor = None;
     let mut known: VecDeque<u64> = VecDeque::new();
@@ -129,7 +134,7 @@ pub async fn serve(client: Client, prefix: String, me: Identity, targets: Receiv
                 warn!(id = mesh::format_id(id), "mesh request ignored: {CONCURRENT} are being carried out already");
                 continue;
             }
-            let targets = targets.borrow().clone();
+            let targets = targets.borrow().clone().unwrap_or_default();
             running.spawn(carry_out(client.clone(), prefix.clone(), me.clone(), id, text, targets));
         }
     }
@@ -184,9 +189,13 @@ async fn carry_out(client: Client, prefix: String, me: Identity, id: u64, text: 
         Ok(value) => value,
         Err(error) => return warn!(id = name, "mesh report: {error}"),
     };
-    let options = PutOptions { value: Some(value), ttl: Some(mesh::TTL_S), ..PutOptions::default() };
-    if let Err(error) = client.put(&mesh::result_key(&prefix, &name, me.subnet), options).await {
-        warn!(id = name, "mesh report not written: {error}");
+    // Only once: after a restart the same request is seen again, and the first report was asked for.
+    let options =
+        PutOptions { value: Some(value), ttl: Some(mesh::TTL_S), prev_exist: Some(false), ..PutOptions::default() };
+    match client.put(&mesh::result_key(&prefix, &name, me.subnet), options).await {
+        Ok(_) => {}
+        Err(error) if error.api_code() == Some(105) => debug!(id = name, "mesh report was there already"),
+        Err(error) => warn!(id = name, "mesh report not written: {error}"),
     }
 }
 

@@ -140,7 +140,7 @@ impl Registry {
     pub async fn watch(self, updates: mpsc::Sender<Update>) {
         let dir = leases_dir(&self.prefix);
         let mut cursor: Option<u64> = None;
-        let mut failing = false;
+        let mut failing = Complaint::default();
         loop {
             let update = match cursor {
                 None => self.list().await.map(|listing| {
@@ -172,13 +172,12 @@ impl Registry {
                     continue;
                 }
                 Err(error) => {
-                    warn!("Watch subnets: {error}");
-                    failing = true;
+                    failing.complain(&format!("Watch subnets: {error}"));
                     tokio::time::sleep(RETRY).await;
                     continue;
                 }
             }
-            if std::mem::take(&mut failing) {
+            if failing.resolve() {
                 info!("Watch of subnet leases works again");
             }
         }
@@ -192,6 +191,31 @@ impl Registry {
         // The cursor moves on whatever the event holds, or a bad one would come back for ever.
         let index = response.node.as_ref().map_or(0, |node| node.modified_index).max(cursor + 1);
         Update::One(event, index)
+    }
+}
+
+/// A complaint that is repeated only when it changes, or after [`Complaint::REPEAT`] times.
+#[derive(Default)]
+pub(crate) struct Complaint {
+    text: String,
+    times: u32,
+}
+
+impl Complaint {
+    const REPEAT: u32 = 30;
+
+    /// Warns, unless the same was said a moment ago.
+    pub(crate) fn complain(&mut self, text: &str) {
+        if text != self.text || self.times >= Self::REPEAT {
+            warn!("{text}");
+            *self = Self { text: text.to_owned(), times: 0 };
+        }
+        self.times += 1;
+    }
+
+    /// Forgets it; returns whether there was anything to forget.
+    pub(crate) fn resolve(&mut self) -> bool {
+        std::mem::take(self).times > 0
     }
 }
 

@@ -23,6 +23,8 @@ use crate::wire::lease::Lease;
 const RECONCILE: Duration = Duration::from_secs(10);
 /// How soon after a failure.
 const RECONCILE_SOON: Duration = Duration::from_secs(1);
+/// How soon after somebody changed the device: a moment, so that what comes together is repaired together.
+const SETTLE: Duration = Duration::from_millis(100);
 /// How long readiness waits for the first listing. The lease was acquired a moment ago, so the store answers; should
 /// it have gone away since, containers may start all the same.
 const FIRST_LISTING: Duration = Duration::from_secs(5);
@@ -56,8 +58,10 @@ pub(crate) struct Node<D: DataPath> {
     pub(crate) own: Subnet,
     pub(crate) network: Subnet,
     pub(crate) updates: mpsc::Receiver<Update>,
-    pub(crate) targets: watch::Sender<Vec<Target>>,
+    pub(crate) targets: watch::Sender<Option<Vec<Target>>>,
     pub(crate) ready: watch::Sender<bool>,
+    /// Somebody changed our device.
+    pub(crate) disturbed: mpsc::Receiver<()>,
 }
 
 /// What the loop remembers.
@@ -95,7 +99,8 @@ impl<D: DataPath> Node<D> {
                     while let Ok(update) = self.updates.try_recv() {
                         self.handle(update, &mut table);
                     }
-                    if self.refresh(&mut table) || !announced {
+                    // Who has lost the lease touches nothing any more: forwarding goes on as it is, as with flannel.
+                    if self.keeper.lost().is_none() && (self.refresh(&mut table) || !announced) {
                         reconcile = self.sync(&table).await;
                     }
                 }
@@ -108,6 +113,7 @@ impl<D: DataPath> Node<D> {
                 () = tokio::time::sleep_until(renew.unwrap_or_else(Instant::now).into()), if renew.is_some() => {
                     self.keeper.handle_timeout(Instant::now());
                 }
+                Some(()) = self.disturbed.recv() => reconcile = reconcile.min(tokio::time::Instant::now() + SETTLE),
                 () = tokio::time::sleep_until(reconcile) => reconcile = self.sync(&table).await,
                 () = tokio::time::sleep_until(announce_by), if !announced => {}
             }
@@ -184,8 +190,8 @@ impl<D: DataPath> Node<D> {
         }
         let changed = peers != table.peers || skipped != table.skipped;
         (table.peers, table.skipped) = (peers, skipped);
-        if changed {
-            self.targets.send_replace(self.mesh_targets(table));
+        if changed || self.targets.borrow().is_none() {
+            self.targets.send_replace(Some(self.mesh_targets(table)));
         }
         changed
     }

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -17,7 +19,9 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use nix::errno::Errno;
-use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::mpsc::error::TrySendError;
+use tracing::warn;
 
 use crate::iface::Interface;
 use crate::plan::{Change, LinkSpec, LinkState, Observed, Route, VxlanState};
@@ -270,6 +274,32 @@ impl Netlink {
             other => other,
         })
     }
+}
+
+/// Sends a word through `changed` whenever the device called `device` appears, changes or goes, until nobody listens.
+///
+/// Where the kernel's notifications cannot be had it says so and ends; changes are then found at the next comparison.
+pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>) {
+    let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&[MulticastGroup::Link]) {
+        Ok(parts) => parts,
+        Err(error) => return warn!(device, "no notifications from the kernel about {device}: {error}"),
+    };
+    // Served here rather than in a task of its own, so that it ends when this does.
+    let listen = async {
+        while let Some((message, _)) = messages.next().await {
+            let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
+                message.payload
+            else {
+                continue;
+            };
+            let is_ours = interface(&link).name == device;
+            // A full channel means that a word is waiting already.
+            if is_ours && matches!(changed.try_send(()), Err(TrySendError::Closed(()))) {
+                return;
+            }
+        }
+    };
+    tokio::select! { () = connection => {}, () = listen => {} }
 }
 
 fn is_removal(change: &Change) -> bool {
