@@ -241,10 +241,15 @@ async fn route(api: &Api, request: Request<Incoming>) -> Response<Answer> {
         other if other.starts_with("/v2/auth/") => {
             message(StatusCode::NOT_IMPLEMENTED, "this store has no users and roles yet; use client certificates")
         }
-        other if other.starts_with("/v2/members/") => match parts.method {
-            Method::GET => message(StatusCode::NOT_FOUND, "Not found"),
-            _ => members(api, &parts.method),
-        },
+        other if other.starts_with("/v2/members/") => {
+            let mut response = match parts.method {
+                Method::GET => message(StatusCode::NOT_FOUND, "Not found"),
+                Method::PUT | Method::DELETE => fixed_members(),
+                _ => not_allowed("GET,POST,DELETE,PUT"),
+            };
+            cluster_id(&api.handle, response.headers_mut());
+            response
+        }
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }
@@ -314,14 +319,21 @@ fn members(api: &Api, method: &Method) -> Response<Answer> {
             list.push('\n');
             json(StatusCode::OK, list)
         }
-        Method::POST | Method::PUT | Method::DELETE => message(
-            StatusCode::NOT_IMPLEMENTED,
-            "this store cannot change its members at run time yet; start a new cluster with --initial-cluster",
-        ),
+        Method::POST => fixed_members(),
+        // A member's id is missing; etcd names no methods here.
+        Method::PUT | Method::DELETE => text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n"),
         _ => not_allowed("GET,POST,DELETE,PUT"),
     };
     cluster_id(&api.handle, response.headers_mut());
     response
+}
+
+/// Changing the membership is not built yet, and says so.
+fn fixed_members() -> Response<Answer> {
+    message(
+        StatusCode::NOT_IMPLEMENTED,
+        "this store cannot change its members at run time yet; start a new cluster with --initial-cluster",
+    )
 }
 
 fn leader(api: &Api, method: &Method) -> Response<Answer> {

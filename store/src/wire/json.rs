@@ -1,7 +1,8 @@
 //! JSON strings as Go's `encoding/json` writes them, which is what clients of etcd have seen for years.
 
 /// Appends `text` in quotes. `<`, `>`, `&` and the two Unicode line separators are escaped, other characters
-/// above the control range are not.
+/// above the control range are not. U+FFFD is, because it stands for bytes that were no UTF-8 (replaced when
+/// they came in), which Go writes so.
 pub fn write_string(out: &mut String, text: &str) {
     out.push('"');
     let mut clean_from = 0;
@@ -12,7 +13,7 @@ pub fn write_string(out: &mut String, text: &str) {
             '\n' => "\\n",
             '\r' => "\\r",
             '\t' => "\\t",
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\x1f' => "",
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\u{fffd}' | '\0'..='\x1f' => "",
             _ => continue,
         };
         out.push_str(&text[clean_from..at]);
