@@ -74,6 +74,7 @@ pub struct Handle {
 }
 
 /// This member's clock.
+#[expect(clippy::disallowed_methods, reason = "the one place where the store reads the wall clock")]
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
@@ -85,6 +86,7 @@ pub fn now_ns() -> i64 {
 }
 
 /// The clock for timeouts.
+#[expect(clippy::disallowed_methods, reason = "the one place where the store reads the monotonic clock")]
 pub fn now() -> Instant {
     Instant::now()
 }
