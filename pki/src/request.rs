@@ -119,7 +119,7 @@ fn directory_string(value: &str) -> DnValue {
 }
 
 const FIELDS: &[&str] =
-    &["CN", "hosts", "key", "names", "ca", "serialnumber", "extensions", "delegation_enabled", "CRL"];
+    &["CN", "hosts", "key", "names", "ca", "serialnumber", "extensions", "delegation_enabled", "crl_url"];
 const KEY_FIELDS: &[&str] = &["algo", "size"];
 const NAME_FIELDS: &[&str] = &["C", "ST", "L", "O", "OU", "E", "SerialNumber", "OID"];
 const CA_FIELDS: &[&str] = &["expiry", "pathlen", "pathlenzero", "backdate"];
@@ -132,7 +132,7 @@ impl CertRequest {
     pub fn parse(file: &str, json: &[u8]) -> Result<Self, InputError> {
         let value = input::parse(file, json)?;
         let root = Object::root(file, &value, FIELDS)?;
-        root.refuse(&["extensions", "delegation_enabled", "CRL"], "")?;
+        root.refuse(&["extensions", "delegation_enabled", "crl_url"], "")?;
         let subject = subject(&root)?;
         let hosts = root.hosts("hosts")?;
         let key = match root.object("key", KEY_FIELDS)? {

@@ -73,7 +73,7 @@ fn every_error_names_the_file_and_the_field() {
         (
             r#"{"CN": "x", "host": ["a"]}"#,
             "host: unknown field; known here are CN, hosts, key, names, ca, serialnumber, extensions, \
-             delegation_enabled, CRL",
+             delegation_enabled, crl_url",
         ),
         (r#"{"CN": "x", "hosts": "a"}"#, "hosts: expected a list of strings, found a string"),
         (r#"{"CN": "x", "hosts": ["a", 5]}"#, "hosts[1]: expected a string, found a number"),
