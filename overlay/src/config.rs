@@ -23,23 +23,58 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'sta
 
 /// The flags that do something.
 pub const FLAGS: &[Flag] = &[
-    flag("etcd-endpoints", Kind::Value, "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma-separated URLs of the store's members"),
+    flag(
+        "etcd-endpoints",
+        Kind::Value,
+        "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        "comma-separated URLs of the store's members",
+    ),
     flag("etcd-prefix", Kind::Value, "/coreos.com/network", "key prefix in the store"),
     flag("etcd-keyfile", Kind::Value, "", "client TLS private key (PEM), with -etcd-certfile"),
     flag("etcd-certfile", Kind::Value, "", "client TLS certificate (PEM), with -etcd-keyfile"),
     flag("etcd-cafile", Kind::Value, "", "CA bundle (PEM) that signed the store's certificates"),
     flag("etcd-username", Kind::Value, "", "user name for HTTP basic authentication at the store"),
     flag("etcd-password", Kind::Value, "", "password for HTTP basic authentication at the store"),
-    flag("iface", Kind::List, "", "interface name or IPv4 address for traffic between hosts; repeatable, first match wins"),
-    flag("iface-regex", Kind::List, "", "regular expression on interface addresses, then names; repeatable, tried after -iface"),
-    flag("iface-can-reach", Kind::Value, "", "IPv4 address: use the interface the kernel would reach it through; tried last"),
+    flag(
+        "iface",
+        Kind::List,
+        "",
+        "interface name or IPv4 address for traffic between hosts; repeatable, first match wins",
+    ),
+    flag(
+        "iface-regex",
+        Kind::List,
+        "",
+        "regular expression on interface addresses, then names; repeatable, tried after -iface",
+    ),
+    flag(
+        "iface-can-reach",
+        Kind::Value,
+        "",
+        "IPv4 address: use the interface the kernel would reach it through; tried last",
+    ),
     flag("public-ip", Kind::Value, "", "IPv4 address under which other hosts reach this one"),
     flag("ip-masq", Kind::Bool, "false", "masquerade traffic that leaves the overlay"),
     flag("iptables-resync", Kind::Value, "5", "seconds between checks of the packet filter rules"),
     flag("iptables-forward-rules", Kind::Bool, "true", "accept the overlay's traffic in the FORWARD chain"),
-    flag("ip-masq-fully-random-disable", Kind::Bool, "false", "accepted; overlayd never masquerades with fully random ports"),
-    flag("subnet-file", Kind::Value, "/run/flannel/subnet.env", "file that tells the container runtime its subnet and MTU"),
-    flag("subnet-lease-renew-margin", Kind::Value, "60", "minutes before expiry at which the lease is renewed (1 to 1439)"),
+    flag(
+        "ip-masq-fully-random-disable",
+        Kind::Bool,
+        "false",
+        "accepted; overlayd never masquerades with fully random ports",
+    ),
+    flag(
+        "subnet-file",
+        Kind::Value,
+        "/run/flannel/subnet.env",
+        "file that tells the container runtime its subnet and MTU",
+    ),
+    flag(
+        "subnet-lease-renew-margin",
+        Kind::Value,
+        "60",
+        "minutes before expiry at which the lease is renewed (1 to 1439)",
+    ),
     flag("healthz-ip", Kind::Value, "0.0.0.0", "address of the health server"),
     flag("healthz-port", Kind::Value, "0", "TCP port of the health server; 0 is off"),
     flag("log-level", Kind::Value, "info", "error, warn, info, debug or trace"),
@@ -54,7 +89,11 @@ const REFUSED: &[(&str, Kind, &str)] = &[
     ("kube-api-url", Kind::Value, "leases are kept in the store only: remove it"),
     ("kubeconfig-file", Kind::Value, "leases are kept in the store only: remove it"),
     ("kube-annotation-prefix", Kind::Value, "leases are kept in the store only: remove it"),
-    ("net-config-path", Kind::Value, "the network config is read from the store: write it to <etcd-prefix>/config"),
+    (
+        "net-config-path",
+        Kind::Value,
+        "the network config is read from the store: write it to <etcd-prefix>/config",
+    ),
     ("set-node-network-unavailable", Kind::Bool, "no Kubernetes node is managed: remove it"),
     ("public-ipv6", Kind::Value, "the overlay is IPv4 only: remove it"),
     ("ip-blackhole-route", Kind::Bool, "remove it, or add the route by hand"),
@@ -149,7 +188,9 @@ pub enum UsageError {
         instead: &'static str,
     },
     /// A word after the flags.
-    #[error("unexpected argument {0:?}: all options are flags, and a boolean takes its value only as -flag=value")]
+    #[error(
+        "unexpected argument {0:?}: all options are flags, and a boolean takes its value only as -flag=value"
+    )]
     Argument(String),
     /// A value that cannot be.
     #[error("invalid value {value:?} for flag -{name}: {why}")]
@@ -187,8 +228,11 @@ pub fn usage() -> String {
 /// # Errors
 /// The first thing that is wrong, naming the flag or variable and what to do about it.
 pub fn parse(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Command, UsageError> {
-    let known: Vec<Flag> =
-        FLAGS.iter().copied().chain(REFUSED.iter().map(|(name, kind, _)| flag(name, *kind, "", ""))).collect();
+    let known: Vec<Flag> = FLAGS
+        .iter()
+        .copied()
+        .chain(REFUSED.iter().map(|(name, kind, _)| flag(name, *kind, "", "")))
+        .collect();
     let parsed = match flags::parse(&known, ENV_PREFIX, args, env) {
         Err(FlagError::Help) => return Ok(Command::Help),
         other => other?,
@@ -206,16 +250,22 @@ pub fn parse(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Co
 }
 
 fn check(parsed: &Parsed) -> Result<Config, UsageError> {
-    let endpoints: Vec<String> = text(parsed, "etcd-endpoints").split(',').map(|s| s.trim().to_owned()).collect();
+    let endpoints: Vec<String> =
+        text(parsed, "etcd-endpoints").split(',').map(|s| s.trim().to_owned()).collect();
     if let Some(bad) = endpoints.iter().find(|e| !(e.starts_with("http://") || e.starts_with("https://"))) {
-        return Err(value("etcd-endpoints", bad, "every endpoint is a URL that starts with http:// or https://"));
+        return Err(value(
+            "etcd-endpoints",
+            bad,
+            "every endpoint is a URL that starts with http:// or https://",
+        ));
     }
     let margin_min = number(parsed, "subnet-lease-renew-margin", u64::MAX)?;
     if !(1..=1439).contains(&margin_min) {
         return Err(UsageError::RenewMargin(margin_min));
     }
     let public_ip = parsed.value("public-ip");
-    let public_ip = public_ip.map(|s| s.parse().map_err(|_| UsageError::PublicIp(s.to_owned()))).transpose()?;
+    let public_ip =
+        public_ip.map(|s| s.parse().map_err(|_| UsageError::PublicIp(s.to_owned()))).transpose()?;
     let resync_s = number(parsed, "iptables-resync", 86_400)?;
     if resync_s == 0 {
         return Err(value("iptables-resync", "0", "must be 1 to 86400 seconds"));
@@ -293,9 +343,8 @@ fn healthz(parsed: &Parsed) -> Result<Option<SocketAddr>, UsageError> {
 
 fn logging(parsed: &Parsed) -> Result<(tracing::Level, LogFormat), UsageError> {
     let level = text(parsed, "log-level");
-    let level: tracing::Level = level
-        .parse()
-        .map_err(|_| value("log-level", level, "must be error, warn, info, debug or trace"))?;
+    let level: tracing::Level =
+        level.parse().map_err(|_| value("log-level", level, "must be error, warn, info, debug or trace"))?;
     let level = level.max(match number(parsed, "v", u64::MAX)? {
         0 => tracing::Level::ERROR,
         1..=3 => tracing::Level::DEBUG,

@@ -73,9 +73,15 @@ fn every_refused_flag_says_its_name_and_what_to_do() {
 fn errors_name_the_flag_and_the_value() {
     for (line, words) in [
         ("-bogus", "flag provided but not defined: -bogus"),
-        ("-subnet-lease-renew-margin=abc", r#"invalid value "abc" for flag -subnet-lease-renew-margin: parse error"#),
+        (
+            "-subnet-lease-renew-margin=abc",
+            r#"invalid value "abc" for flag -subnet-lease-renew-margin: parse error"#,
+        ),
         ("-subnet-lease-renew-margin 0", "Invalid subnet-lease-renew-margin option, out of acceptable range"),
-        ("-subnet-lease-renew-margin 1440", "Invalid subnet-lease-renew-margin option, out of acceptable range"),
+        (
+            "-subnet-lease-renew-margin 1440",
+            "Invalid subnet-lease-renew-margin option, out of acceptable range",
+        ),
         ("-public-ip bogus", "invalid public IP address: bogus"),
         ("-ip-masq true", r#"unexpected argument "true""#),
         ("-etcd-certfile x", "-etcd-certfile needs -etcd-keyfile"),

@@ -159,6 +159,7 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     let settings = Settings {
         value: LeaseValue::vxlan(public_ip, datapath.mac()),
         mac: datapath.mac(),
+        network: network.network,
         range: network.range,
         previous: previous.subnet,
         renew_margin: config.renew_margin,
@@ -169,15 +170,22 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     datapath.configure(own).await?;
     info!(device = datapath.device(), subnet = %own, mtu = %datapath.mtu(), mac = %datapath.mac(), "lease acquired, device ready");
 
-    let wanted =
-        Wanted { network: network.network, subnet: own, ip_masq: config.ip_masq, forward: config.forward_rules };
+    let wanted = Wanted {
+        network: network.network,
+        subnet: own,
+        ip_masq: config.ip_masq,
+        forward: config.forward_rules,
+    };
     if let Some(firewall) = Firewall::find(wanted, previous.network, network.nftables) {
         tasks.spawn(firewall.keep(config.iptables_resync));
     }
     if sysctl::ipv4_forwarding() == Some(false) {
-        warn!("net.ipv4.ip_forward is 0: containers cannot reach the overlay until it is 1 (dockerd sets it, or `sysctl -w net.ipv4.ip_forward=1`)");
+        warn!(
+            "net.ipv4.ip_forward is 0: containers cannot reach the overlay until it is 1 (dockerd sets it, or `sysctl -w net.ipv4.ip_forward=1`)"
+        );
     }
-    let env = SubnetEnv { network: network.network, subnet: own, mtu: datapath.mtu(), ip_masq: config.ip_masq };
+    let env =
+        SubnetEnv { network: network.network, subnet: own, mtu: datapath.mtu(), ip_masq: config.ip_masq };
     write_atomically(&config.subnet_file, &env.render())
         .map_err(|error| DaemonError::SubnetFile { path: config.subnet_file.clone(), error })?;
     info!(file = %config.subnet_file.display(), "Wrote subnet file to {}", config.subnet_file.display());
@@ -185,15 +193,24 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     let (updates, received) = mpsc::channel(256);
     tasks.spawn(registry.clone().watch(updates));
     let (targets, mesh_targets) = watch::channel(None);
-    let me =
-        Identity { subnet: own, public_ip, hostname: sysctl::hostname(), network: network.network };
+    let me = Identity { subnet: own, public_ip, hostname: sysctl::hostname(), network: network.network };
     tasks.spawn(probe::respond(me.clone()));
     tasks.spawn(probe::serve(registry.client().clone(), registry.prefix().to_owned(), me, mesh_targets));
 
     let (disturb, disturbed) = mpsc::channel(1);
     tasks.spawn(netlink::watch_device(datapath.device().to_owned(), disturb));
 
-    let node = Node { registry, keeper, datapath, own, network: network.network, updates: received, targets, ready, disturbed };
+    let node = Node {
+        registry,
+        keeper,
+        datapath,
+        own,
+        network: network.network,
+        updates: received,
+        targets,
+        ready,
+        disturbed,
+    };
     Err(node.run().await)
 }
 
@@ -259,15 +276,23 @@ async fn wait_for_config(registry: &Registry) -> Result<NetworkConfig, DaemonErr
 }
 
 /// Packets to addresses of the host's own networks would go into the tunnel, or the other way round.
-async fn warn_of_overlaps(netlink: &Netlink, config: &NetworkConfig, external: &External) -> Result<(), DaemonError> {
+async fn warn_of_overlaps(
+    netlink: &Netlink,
+    config: &NetworkConfig,
+    external: &External,
+) -> Result<(), DaemonError> {
     if config.network.contains(external.address) {
         warn!(interface = external.name, address = %external.address, "the external address lies inside the overlay network {}; choose another Network", config.network);
     }
     let inside = |ip: &&Ipv4Addr| config.network.contains(**ip);
     for interface in netlink.interfaces().await? {
         // Our device, and the container bridge of our subnet, belong there; which subnet is ours is not known yet.
-        let expected = interface.name.starts_with("flannel.") || interface.name.starts_with("docker") || interface.name.starts_with("cni");
-        if let Some(address) = interface.addresses.iter().find(inside).filter(|_| !expected && interface.index != external.index) {
+        let expected = interface.name.starts_with("flannel.")
+            || interface.name.starts_with("docker")
+            || interface.name.starts_with("cni");
+        if let Some(address) =
+            interface.addresses.iter().find(inside).filter(|_| !expected && interface.index != external.index)
+        {
             warn!(interface = interface.name, %address, "an address of this host lies inside the overlay network {}", config.network);
         }
     }

@@ -38,5 +38,8 @@ pub trait DataPath: Send {
     fn configure(&mut self, own: Subnet) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Makes exactly these peers reachable and repairs whatever differs; returns how many changes that took.
-    fn sync(&mut self, peers: &BTreeMap<Subnet, Peer>) -> impl Future<Output = Result<usize, Self::Error>> + Send;
+    fn sync(
+        &mut self,
+        peers: &BTreeMap<Subnet, Peer>,
+    ) -> impl Future<Output = Result<usize, Self::Error>> + Send;
 }

@@ -41,7 +41,9 @@ pub struct External {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InterfaceError {
     /// Nothing was asked for, and no default route shows the way.
-    #[error("Failed to find any valid interface to use: failed to get default interface: Unable to find default route (name one with -iface)")]
+    #[error(
+        "Failed to find any valid interface to use: failed to get default interface: Unable to find default route (name one with -iface)"
+    )]
     NoDefaultRoute,
     /// The default route's interface has no usable address.
     #[error("Failed to find any valid interface to use: {0} (name one with -iface)")]
@@ -155,7 +157,11 @@ mod tests {
         ]
     }
 
-    fn pick(names: &[&str], regexes: &[&str], reach: Option<u32>) -> Result<(String, Ipv4Addr), InterfaceError> {
+    fn pick(
+        names: &[&str],
+        regexes: &[&str],
+        reach: Option<u32>,
+    ) -> Result<(String, Ipv4Addr), InterfaceError> {
         let choice = InterfaceChoice {
             names: names.iter().map(|s| (*s).to_owned()).collect(),
             regexes: regexes.iter().map(|s| Regex::new(s).unwrap()).collect(),
@@ -191,7 +197,11 @@ mod tests {
     #[test]
     fn every_miss_is_named() {
         let error = pick(&["eth9", "1.2.3.4"], &["^x$"], None).unwrap_err().to_string();
-        for words in ["matching eth9: no such network interface", "matching 1.2.3.4: no interface with given IP", "matching ^x$"] {
+        for words in [
+            "matching eth9: no such network interface",
+            "matching 1.2.3.4: no interface with given IP",
+            "matching ^x$",
+        ] {
             assert!(error.contains(words), "{error}");
         }
         assert!(matches!(pick(&["tiny"], &[], None), Err(InterfaceError::Mtu(..))));

@@ -159,6 +159,9 @@ pub struct Settings {
     pub value: LeaseValue,
     /// Our VTEP address: a lease that carries it is ours even if our public address has changed.
     pub mac: VtepMac,
+    /// The overlay network. A lease that is not within it takes nothing away: one wrong key (`0.0.0.0-0`) would
+    /// otherwise keep every host from its subnet, as it does in flannel.
+    pub network: Subnet,
     /// Where subnets are leased.
     pub range: Range,
     /// The subnet an earlier run had.
@@ -335,8 +338,9 @@ impl Keeper {
         if let Some(request) = previous.and_then(|subnet| self.reuse(subnet, leases)) {
             return Ok(request);
         }
-        let taken: Vec<Subnet> = leases.iter().map(|l| l.subnet).collect();
-        let random = self.settings.seed.wrapping_add(u64::from(self.rounds).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let taken: Vec<Subnet> = leases.iter().map(|l| l.subnet).filter(|s| self.is_within(*s)).collect();
+        let random =
+            self.settings.seed.wrapping_add(u64::from(self.rounds).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         alloc::choose(&range, &taken, random).map(Request::Create).ok_or(LeaseError::OutOfSubnets)
     }
 
@@ -345,7 +349,7 @@ impl Keeper {
             warn!(subnet = %previous, "Found previously leased subnet ({previous}) that is not compatible with current config, ignoring");
             return None;
         }
-        match leases.iter().find(|l| l.subnet.overlaps(previous)) {
+        match leases.iter().find(|l| self.is_within(l.subnet) && l.subnet.overlaps(previous)) {
             None => {
                 info!(subnet = %previous, "Found previously leased subnet ({previous}), reusing");
                 Some(Request::Create(previous))
@@ -375,7 +379,8 @@ impl Keeper {
             Reply::Found(lease) => self.examine(lease, now),
             Reply::Conflict => self.pending = Some(Request::Read(subnet)),
             // A reply to a write that the watch has overtaken says nothing about the present.
-            Reply::Gone if matches!(request, Request::Update { prev_index, .. } if *prev_index != held.modified_index) => {
+            Reply::Gone if matches!(request, Request::Update { prev_index, .. } if *prev_index != held.modified_index) =>
+            {
                 self.pending = Some(Request::Read(subnet));
             }
             Reply::Gone => self.lose(Loss::Revoked { subnet }),
@@ -399,6 +404,10 @@ impl Keeper {
         }
     }
 
+    fn is_within(&self, subnet: Subnet) -> bool {
+        self.settings.network.contains_subnet(subnet)
+    }
+
     fn has_our_mac(&self, value: &LeaseValue) -> bool {
         value.is_vxlan() && value.vtep_mac() == Ok(self.settings.mac)
     }
@@ -410,7 +419,8 @@ impl Keeper {
         self.pending = None;
         // A reservation never expires and is never renewed. Never at once, lest a store that shortens every TTL
         // makes us write without pause.
-        let renew = |at: Instant| at.checked_sub(self.settings.renew_margin).unwrap_or(now).max(now + RETRY_FIRST);
+        let renew =
+            |at: Instant| at.checked_sub(self.settings.renew_margin).unwrap_or(now).max(now + RETRY_FIRST);
         self.deadline = expires.map(renew);
         match self.deadline {
             Some(at) => info!(%subnet, "Waiting for {} s to renew lease", (at - now).as_secs()),
@@ -430,7 +440,11 @@ impl Keeper {
 }
 
 fn update(lease: &Lease) -> Request {
-    Request::Update { subnet: lease.subnet, prev_index: lease.modified_index, ttl_s: lease.ttl_s.map(|_| TTL_S) }
+    Request::Update {
+        subnet: lease.subnet,
+        prev_index: lease.modified_index,
+        ttl_s: lease.ttl_s.map(|_| TTL_S),
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ fn settings(host: u8) -> Settings {
     Settings {
         value: value(host),
         mac: mac(host),
+        network: "172.17.0.0/16".parse().unwrap(),
         range: Range { min: [172, 17, 1, 0].into(), max: [172, 17, 255, 0].into(), len: 24 },
         previous: None,
         renew_margin: HOUR,
@@ -97,6 +98,14 @@ fn another_hosts_live_subnet_is_never_stolen_through_the_file() {
     let previous = Settings { previous: Some(subnet(5)), ..settings(1) };
     let request = after_listing(previous, vec![lease(5, 2, 3)]).unwrap();
     assert!(matches!(request, Request::Create(s) if s != subnet(5)), "{request:?}");
+}
+
+#[test]
+fn a_lease_outside_the_network_takes_nothing_away() {
+    let odd = Lease { subnet: "0.0.0.0/0".parse().unwrap(), ..lease(0, 2, 3) };
+    assert!(matches!(after_listing(settings(1), vec![odd.clone()]), Ok(Request::Create(_))));
+    let previous = Settings { previous: Some(subnet(5)), ..settings(1) };
+    assert_eq!(after_listing(previous, vec![odd]), Ok(Request::Create(subnet(5))));
 }
 
 #[test]

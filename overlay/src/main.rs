@@ -31,7 +31,8 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // Every error of ours says all there is to say by itself; the chain would say it twice.
+            tracing::error!("{error}");
             ExitCode::FAILURE
         }
     }

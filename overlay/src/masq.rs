@@ -15,6 +15,7 @@
 //! Departures: v0.10 never removes the `-d S` rule of a subnet it had before, nor the rules of another network, nor
 //! any rule once `-ip-masq` is taken away; here they go. The order among our rules is checked too.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::types::Subnet;
@@ -84,7 +85,13 @@ pub fn chains(wanted: &Wanted, previous: Option<Subnet>) -> [Chain; 2] {
     };
     let old = |make: &dyn Fn(Subnet) -> Vec<String>| replaced.map(make).unwrap_or_default();
     [
-        chain("nat", "POSTROUTING", ip_masq, masquerade_rules(network, subnet), old(&|n| masquerade_rules(n, n))),
+        chain(
+            "nat",
+            "POSTROUTING",
+            ip_masq,
+            masquerade_rules(network, subnet),
+            old(&|n| masquerade_rules(n, n)),
+        ),
         chain("filter", "FORWARD", forward, forward_rules(network), old(&forward_rules)),
     ]
 }
@@ -95,14 +102,16 @@ pub fn chains(wanted: &Wanted, previous: Option<Subnet>) -> [Chain; 2] {
 /// deleted and appended anew.
 pub fn fix(chain: &Chain, wanted: &Wanted, listing: &str) -> Vec<Step> {
     let prefix = format!("-A {} ", chain.chain);
-    let listed: Vec<&str> = listing.lines().filter_map(|l| l.trim_end().strip_prefix(prefix.as_str())).collect();
+    let listed: Vec<&str> =
+        listing.lines().filter_map(|l| l.trim_end().strip_prefix(prefix.as_str())).collect();
     let mut steps: Vec<Step> = listed
         .iter()
         .filter(|rule| !chain.rules.iter().any(|r| r == *rule))
         .filter(|rule| chain.stale.iter().any(|r| r == *rule) || is_stale_own_subnet(chain, wanted, rule))
         .map(|rule| Step::Delete((*rule).to_owned()))
         .collect();
-    let present: Vec<&str> = listed.into_iter().filter(|rule| chain.rules.iter().any(|r| r == rule)).collect();
+    let present: Vec<&str> =
+        listed.into_iter().filter(|rule| chain.rules.iter().any(|r| r == rule)).collect();
     if !present.iter().eq(chain.rules.iter()) {
         steps.extend(present.into_iter().map(|rule| Step::Delete(rule.to_owned())));
         steps.extend(chain.rules.iter().cloned().map(Step::Append));
@@ -114,34 +123,63 @@ pub fn fix(chain: &Chain, wanted: &Wanted, listing: &str) -> Vec<Step> {
 fn is_stale_own_subnet(chain: &Chain, wanted: &Wanted, rule: &str) -> bool {
     let network = wanted.network;
     let Some(rest) = rule.strip_prefix(&format!("! -s {network} -d ")) else { return false };
-    let Some(subnet) = rest.strip_suffix(" -j RETURN").and_then(|s| s.parse::<Subnet>().ok()) else { return false };
+    let Some(subnet) = rest.strip_suffix(" -j RETURN").and_then(|s| s.parse::<Subnet>().ok()) else {
+        return false;
+    };
     chain.table == "nat" && network.contains_subnet(subnet) && rule == own_subnet_rule(network, subnet)
+}
+
+/// The chains of our nftables table: name, what it hooks into, rules as `nft list` prints them.
+fn nft_chains(wanted: &Wanted) -> Vec<(&'static str, &'static str, Vec<String>)> {
+    let Wanted { network, subnet, ip_masq, forward } = *wanted;
+    let masquerade = vec![
+        format!("ip saddr {network} ip daddr {network} return"),
+        format!("ip saddr {network} ip daddr != 224.0.0.0/4 masquerade"),
+        format!("ip saddr != {network} ip daddr {subnet} return"),
+        format!("ip saddr != {network} ip daddr {network} masquerade"),
+    ];
+    let accept = vec![format!("ip saddr {network} accept"), format!("ip daddr {network} accept")];
+    let mut chains = Vec::new();
+    if ip_masq {
+        chains.push(("postrtg", "type nat hook postrouting priority 100; policy accept;", masquerade));
+    }
+    if forward {
+        chains.push(("forward", "type filter hook forward priority 0; policy accept;", accept));
+    }
+    chains
 }
 
 /// The whole nftables ruleset as input for `nft -f -`, one transaction: our table is replaced, nothing else touched.
 pub fn nft_ruleset(wanted: &Wanted) -> String {
-    let Wanted { network, subnet, ip_masq, forward } = *wanted;
     let mut text = nft_removal();
     let _ = writeln!(text, "table ip {NFT_TABLE} {{");
-    if ip_masq {
-        let _ = write!(
-            text,
-            "  chain postrtg {{\n    type nat hook postrouting priority 100; policy accept;\n    \
-             ip saddr {network} ip daddr {network} return\n    \
-             ip saddr {network} ip daddr != 224.0.0.0/4 masquerade\n    \
-             ip saddr != {network} ip daddr {subnet} return\n    \
-             ip saddr != {network} ip daddr {network} masquerade\n  }}\n"
-        );
-    }
-    if forward {
-        let _ = write!(
-            text,
-            "  chain forward {{\n    type filter hook forward priority 0; policy accept;\n    \
-             ip saddr {network} accept\n    ip daddr {network} accept\n  }}\n"
-        );
+    for (name, hook, rules) in nft_chains(wanted) {
+        let _ = writeln!(text, "\tchain {name} {{\n\t\t{hook}\n\t\t{}\n\t}}", rules.join("\n\t\t"));
     }
     text.push_str("}\n");
     text
+}
+
+/// Whether our table, as `nft list table` prints it, holds exactly our rules.
+pub fn nft_is_complete(wanted: &Wanted, listing: &str) -> bool {
+    let mut chains: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut current = None;
+    for line in listing.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
+            current = Some(name);
+            chains.insert(name, vec![]);
+        } else if let Some(rules) = current.and_then(|name| chains.get_mut(name)) {
+            // The hook is printed in other words than it was given in, and cannot be changed in place.
+            if !line.is_empty() && line != "}" && !line.starts_with("type ") {
+                rules.push(line);
+            }
+        }
+    }
+    let wanted = nft_chains(wanted);
+    wanted.len() == chains.len()
+        && wanted
+            .iter()
+            .all(|(name, _, rules)| chains.get(name).is_some_and(|have| have.iter().eq(rules.iter())))
 }
 
 /// The nftables commands that remove our table, whether it exists or not.
@@ -183,12 +221,15 @@ mod tests {
     #[test]
     fn the_rules_are_flannels() {
         let [nat, filter] = chains(&wanted("172.17.71.0/24"), None);
-        assert_eq!(nat.rules, [
-            "-s 172.17.0.0/16 -d 172.17.0.0/16 -j RETURN",
-            "-s 172.17.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
-            "! -s 172.17.0.0/16 -d 172.17.71.0/24 -j RETURN",
-            "! -s 172.17.0.0/16 -d 172.17.0.0/16 -j MASQUERADE",
-        ]);
+        assert_eq!(
+            nat.rules,
+            [
+                "-s 172.17.0.0/16 -d 172.17.0.0/16 -j RETURN",
+                "-s 172.17.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+                "! -s 172.17.0.0/16 -d 172.17.71.0/24 -j RETURN",
+                "! -s 172.17.0.0/16 -d 172.17.0.0/16 -j MASQUERADE",
+            ]
+        );
         assert_eq!(filter.rules, ["-s 172.17.0.0/16 -j ACCEPT", "-d 172.17.0.0/16 -j ACCEPT"]);
     }
 
@@ -224,9 +265,19 @@ mod tests {
     #[test]
     fn nftables_gets_the_same_rules() {
         let text = nft_ruleset(&wanted("172.17.71.0/24"));
-        for rule in ["ip saddr != 172.17.0.0/16 ip daddr 172.17.71.0/24 return", "ip daddr 172.17.0.0/16 accept"] {
+        for rule in
+            ["ip saddr != 172.17.0.0/16 ip daddr 172.17.71.0/24 return", "ip daddr 172.17.0.0/16 accept"]
+        {
             assert!(text.contains(rule), "{text}");
         }
+        let want = wanted("172.17.71.0/24");
+        assert!(nft_is_complete(&want, &text));
+        assert!(!nft_is_complete(&want, ""));
+        for line in text.lines().filter(|l| l.contains("ip saddr")) {
+            assert!(!nft_is_complete(&want, &text.replacen(line, "", 1)), "{line}");
+            assert!(!nft_is_complete(&want, &text.replacen(line, &format!("{line}\n{line}"), 1)), "{line}");
+        }
+        assert!(!nft_is_complete(&wanted("172.17.72.0/24"), &text));
     }
 
     proptest! {

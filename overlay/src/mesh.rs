@@ -53,7 +53,9 @@ pub enum RequestError {
     #[error("not a mesh request: {0}")]
     Json(String),
     /// From a newer command.
-    #[error("mesh request version {0} is not supported, only {VERSION} is: use the same release of cli and overlayd")]
+    #[error(
+        "mesh request version {0} is not supported, only {VERSION} is: use the same release of cli and overlayd"
+    )]
     Version(u32),
     /// None, or too many.
     #[error("count {0} is out of range (1 to {MAX_COUNT})")]
@@ -200,7 +202,11 @@ impl Echo {
         let bytes: &[u8; ECHO_BYTES] = bytes.try_into().ok()?;
         let (id, rest) = bytes[8..].split_first_chunk::<8>()?;
         let (sequence, _) = rest.split_first_chunk::<4>()?;
-        let echo = Self { reply: bytes[5] == 1, id: u64::from_be_bytes(*id), sequence: u32::from_be_bytes(*sequence) };
+        let echo = Self {
+            reply: bytes[5] == 1,
+            id: u64::from_be_bytes(*id),
+            sequence: u32::from_be_bytes(*sequence),
+        };
         // One form per meaning: what we would not send we do not answer.
         (echo.encode() == *bytes).then_some(echo)
     }
@@ -330,7 +336,11 @@ mod tests {
     use super::*;
 
     fn target(n: u8) -> Target {
-        Target { subnet: Subnet::new([172, 17, n, 0].into(), 24).unwrap(), public_ip: [10, 0, 0, n].into(), skip: None }
+        Target {
+            subnet: Subnet::new([172, 17, n, 0].into(), 24).unwrap(),
+            public_ip: [10, 0, 0, n].into(),
+            skip: None,
+        }
     }
 
     fn reply(id: u64, sequence: u32) -> [u8; ECHO_BYTES] {
@@ -353,7 +363,10 @@ mod tests {
         assert_eq!(Request { version: 2, ..good.clone() }.check(), Err(RequestError::Version(2)));
         assert_eq!(Request { count: 0, ..good.clone() }.check(), Err(RequestError::Count(0)));
         assert_eq!(Request { count: 101, ..good.clone() }.check(), Err(RequestError::Count(101)));
-        assert!(matches!(Request { interval_ms: u64::MAX, ..good.clone() }.check(), Err(RequestError::TooLong(_))));
+        assert!(matches!(
+            Request { interval_ms: u64::MAX, ..good.clone() }.check(),
+            Err(RequestError::TooLong(_))
+        ));
         assert!(matches!(Request { timeout_ms: 50_000, ..good }.check(), Err(RequestError::TooLong(50_300))));
         assert!(matches!(Request::parse("{}"), Err(RequestError::Json(_))));
     }
@@ -361,8 +374,14 @@ mod tests {
     #[test]
     fn keys_are_as_documented() {
         let subnet = "172.17.71.0/24".parse().unwrap();
-        assert_eq!(request_key("/coreos.com/network/", "00ff00ff00ff00ff"), "/coreos.com/network/mesh/requests/00ff00ff00ff00ff");
-        assert_eq!(result_key("/p", "00ff00ff00ff00ff", subnet), "/p/mesh/results/00ff00ff00ff00ff/172.17.71.0-24");
+        assert_eq!(
+            request_key("/coreos.com/network/", "00ff00ff00ff00ff"),
+            "/coreos.com/network/mesh/requests/00ff00ff00ff00ff"
+        );
+        assert_eq!(
+            result_key("/p", "00ff00ff00ff00ff", subnet),
+            "/p/mesh/results/00ff00ff00ff00ff/172.17.71.0-24"
+        );
         assert_eq!(parse_id("/p/mesh/requests/00ff00ff00ff00ff"), Some(0x00ff_00ff_00ff_00ff));
         for bad in ["", "00FF00FF00FF00FF", "0ff", "+0ff00ff00ff00ff", "00ff00ff00ff00ff0"] {
             assert_eq!(parse_id(bad), None, "{bad}");
@@ -373,7 +392,8 @@ mod tests {
     fn a_round_counts_each_answer_once() {
         let start = Instant::now();
         let at = |us| start + Duration::from_micros(us);
-        let mut round = Round::new(7, vec![target(9), target(5), Target { skip: Some("odd".into()), ..target(6) }]);
+        let mut round =
+            Round::new(7, vec![target(9), target(5), Target { skip: Some("odd".into()), ..target(6) }]);
         let (five, nine) = (Ipv4Addr::new(172, 17, 5, 0), Ipv4Addr::new(172, 17, 9, 0));
         assert_eq!(round.addresses(), [five, nine]);
         for sequence in 0..3 {

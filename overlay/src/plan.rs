@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::datapath::Peer;
-use crate::types::{Mtu, Subnet, VtepMac, Vni};
+use crate::types::{Mtu, Subnet, Vni, VtepMac};
 
 /// The VXLAN device as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]

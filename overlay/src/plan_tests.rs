@@ -28,7 +28,11 @@ fn desired(peers: &[u8]) -> Desired {
         mtu: Mtu::try_from(1450).unwrap(),
         mac: mac(1),
     };
-    Desired { link, address: Some([172, 17, 1, 0].into()), peers: peers.iter().map(|n| (subnet(*n), peer(*n))).collect() }
+    Desired {
+        link,
+        address: Some([172, 17, 1, 0].into()),
+        peers: peers.iter().map(|n| (subnet(*n), peer(*n))).collect(),
+    }
 }
 
 fn vxlan(spec: &LinkSpec) -> VxlanState {
@@ -49,7 +53,13 @@ fn apply(spec: &LinkSpec, change: &Change, state: &mut Observed) {
         Change::DeleteLink(_) => *state = Observed::default(),
         Change::CreateLink => {
             assert!(state.link.is_none(), "name taken");
-            let link = LinkState { index: 9, kind: Ok(vxlan(spec)), mac: Some(spec.mac), mtu: spec.mtu.get().into(), up: false };
+            let link = LinkState {
+                index: 9,
+                kind: Ok(vxlan(spec)),
+                mac: Some(spec.mac),
+                mtu: spec.mtu.get().into(),
+                up: false,
+            };
             state.link = Some(link);
         }
         Change::SetMac(mac) => state.link.as_mut().unwrap().mac = Some(*mac),
@@ -183,7 +193,12 @@ fn incompatible_devices_are_named_in_flannels_words() {
 fn observed() -> impl Strategy<Value = Observed> {
     let link = prop::option::of((any::<bool>(), 0u8..3, 1300u32..1302, 0u32..2));
     let pair = || (2u8..8, 2u8..8);
-    (link, prop::collection::vec(pair(), 0..8), prop::collection::vec(pair(), 0..8), prop::collection::vec((2u8..8, 0u8..3), 0..8))
+    (
+        link,
+        prop::collection::vec(pair(), 0..8),
+        prop::collection::vec(pair(), 0..8),
+        prop::collection::vec((2u8..8, 0u8..3), 0..8),
+    )
         .prop_map(|(link, neighbours, fdb, routes)| {
             let Some((up, m, mtu, vni)) = link else { return Observed::default() };
             let kind = Ok(VxlanState { vni, ..vxlan(&desired(&[]).link) });

@@ -60,7 +60,9 @@ pub async fn respond(me: Identity) {
             }
             Err(error) if !complained => {
                 complained = true;
-                warn!("cannot answer mesh echoes on {address}/udp, `cli ping-mesh` will not reach this host: {error}");
+                warn!(
+                    "cannot answer mesh echoes on {address}/udp, `cli ping-mesh` will not reach this host: {error}"
+                );
             }
             Err(_) => {}
         }
@@ -131,7 +133,10 @@ pub async fn serve(client: Client, prefix: String, me: Identity, mut targets: Re
             }
             while running.try_join_next().is_some() {}
             if running.len() >= CONCURRENT {
-                warn!(id = mesh::format_id(id), "mesh request ignored: {CONCURRENT} are being carried out already");
+                warn!(
+                    id = mesh::format_id(id),
+                    "mesh request ignored: {CONCURRENT} are being carried out already"
+                );
                 continue;
             }
             let targets = targets.borrow().clone().unwrap_or_default();
@@ -171,27 +176,45 @@ async fn requests(client: &Client, dir: &str, cursor: &mut Option<u64>) -> Resul
     }
 }
 
-async fn carry_out(client: Client, prefix: String, me: Identity, id: u64, text: String, targets: Vec<Target>) {
+async fn carry_out(
+    client: Client,
+    prefix: String,
+    me: Identity,
+    id: u64,
+    text: String,
+    targets: Vec<Target>,
+) {
     let name = mesh::format_id(id);
     let probes = match Request::parse(&text) {
         Ok(request) => {
             info!(id = name, peers = targets.len(), count = request.count, "probing the mesh");
-            probe(&me, id, &request, targets.clone()).await.unwrap_or_else(|e| refused(&targets, &e.to_string()))
+            probe(&me, id, &request, targets.clone())
+                .await
+                .unwrap_or_else(|e| refused(&targets, &e.to_string()))
         }
         Err(error) => {
             warn!(id = name, "{error}");
             refused(&targets, &error.to_string())
         }
     };
-    let report =
-        Report { version: VERSION, subnet: me.subnet, public_ip: me.public_ip, hostname: me.hostname, probes };
+    let report = Report {
+        version: VERSION,
+        subnet: me.subnet,
+        public_ip: me.public_ip,
+        hostname: me.hostname,
+        probes,
+    };
     let value = match serde_json::to_string(&report) {
         Ok(value) => value,
         Err(error) => return warn!(id = name, "mesh report: {error}"),
     };
     // Only once: after a restart the same request is seen again, and the first report was asked for.
-    let options =
-        PutOptions { value: Some(value), ttl: Some(mesh::TTL_S), prev_exist: Some(false), ..PutOptions::default() };
+    let options = PutOptions {
+        value: Some(value),
+        ttl: Some(mesh::TTL_S),
+        prev_exist: Some(false),
+        ..PutOptions::default()
+    };
     match client.put(&mesh::result_key(&prefix, &name, me.subnet), options).await {
         Ok(_) => {}
         Err(error) if error.api_code() == Some(105) => debug!(id = name, "mesh report was there already"),
@@ -216,7 +239,8 @@ async fn probe(me: &Identity, id: u64, request: &Request, targets: Vec<Target>) 
         let echo = round.echo(sequence);
         for (n, to) in addresses.iter().enumerate() {
             if n % BURST == BURST - 1 {
-                gather(&socket, &mut round, tokio::time::Instant::now() + Duration::from_millis(1), false).await?;
+                gather(&socket, &mut round, tokio::time::Instant::now() + Duration::from_millis(1), false)
+                    .await?;
             }
             round.sent(*to, sequence, Instant::now());
             if let Err(error) = socket.send_to(&echo, (*to, PORT)).await {

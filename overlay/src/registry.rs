@@ -147,13 +147,17 @@ impl Registry {
                     report_odd(&listing);
                     Some(Update::All(listing))
                 }),
-                Some(index) => match tokio::time::timeout(RESYNC, self.client.watch_once(&dir, Some(index + 1), true)).await {
-                    Err(_) => {
-                        cursor = None;
-                        continue;
+                Some(index) => {
+                    match tokio::time::timeout(RESYNC, self.client.watch_once(&dir, Some(index + 1), true))
+                        .await
+                    {
+                        Err(_) => {
+                            cursor = None;
+                            continue;
+                        }
+                        Ok(answer) => answer.map(|response| response.map(|r| self.understand(&r, index))),
                     }
-                    Ok(answer) => answer.map(|response| response.map(|r| self.understand(&r, index))),
-                },
+                }
             };
             match update {
                 Ok(None) => {} // the server ended the poll: poll again
@@ -230,7 +234,10 @@ fn written(outcome: Result<Response, ClientError>) -> Reply {
         Ok(response) => response.node.unwrap_or_default(),
         Err(error) => return refusal(error),
     };
-    Reply::Written { modified_index: node.modified_index, ttl_s: node.ttl.map(|s| u64::try_from(s).unwrap_or(0)) }
+    Reply::Written {
+        modified_index: node.modified_index,
+        ttl_s: node.ttl.map(|s| u64::try_from(s).unwrap_or(0)),
+    }
 }
 
 /// Sorts an error: a lost race, a missing key, a refusal that will stay one, or a store that is away.

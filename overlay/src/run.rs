@@ -86,7 +86,9 @@ impl<D: DataPath> Node<D> {
             if let Some(loss) = self.keeper.lost() {
                 return loss.clone().into();
             }
-            if in_flight.is_none() && let Some(request) = self.keeper.poll_request() {
+            if in_flight.is_none()
+                && let Some(request) = self.keeper.poll_request()
+            {
                 let (registry, value) = (self.registry.clone(), self.keeper.value().clone());
                 in_flight = Some(Box::pin(async move { registry.perform(&request, &value).await }));
             }
@@ -173,7 +175,8 @@ impl<D: DataPath> Node<D> {
 
     /// Works out the peers anew and says what changed. Returns whether anything did.
     fn refresh(&self, table: &mut Table) -> bool {
-        let (peers, skipped) = leases::peers(table.leases.values(), self.own, self.datapath.mac(), self.network);
+        let (peers, skipped) =
+            leases::peers(table.leases.values(), self.own, self.datapath.mac(), self.network);
         for skip in skipped.iter().filter(|s| !table.skipped.contains(s)) {
             warn!(subnet = %skip.subnet, "lease {} is not programmed: {}", skip.subnet, skip.why);
         }
@@ -181,7 +184,9 @@ impl<D: DataPath> Node<D> {
             let text = describe(*subnet, peer.public_ip);
             match table.peers.get(subnet) {
                 Some(old) if old == peer => {}
-                Some(_) => info!(%subnet, public_ip = %peer.public_ip, mac = %peer.mac, "peer changed: {text}"),
+                Some(_) => {
+                    info!(%subnet, public_ip = %peer.public_ip, mac = %peer.mac, "peer changed: {text}")
+                }
                 None => info!(%subnet, public_ip = %peer.public_ip, mac = %peer.mac, "peer added: {text}"),
             }
         }
@@ -215,7 +220,11 @@ impl<D: DataPath> Node<D> {
         match &outcome {
             Ok(0) => {}
             Ok(changes) => debug!(device = self.datapath.device(), changes, "programmed"),
-            Err(error) => warn!(device = self.datapath.device(), "programming failed, trying again in {} s: {error}", RECONCILE_SOON.as_secs()),
+            Err(error) => warn!(
+                device = self.datapath.device(),
+                "programming failed, trying again in {} s: {error}",
+                RECONCILE_SOON.as_secs()
+            ),
         }
         self.ready.send_replace(outcome.is_ok());
         tokio::time::Instant::now() + if outcome.is_ok() { RECONCILE } else { RECONCILE_SOON }

@@ -260,7 +260,9 @@ mod tests {
     fn subnets_mask_host_bits_and_refuse_noise() {
         assert_eq!("10.3.7.9/16".parse::<Subnet>().unwrap().to_string(), "10.3.0.0/16");
         assert_eq!("0.0.0.0/0".parse::<Subnet>().unwrap().last(), Ipv4Addr::BROADCAST);
-        for bad in ["10.3.0.0", "10.3.0.0/33", "10.3.0/16", "10.3.0.0/", "10.3.0.0/+8", "10.3.0.0/016", "::/0"] {
+        for bad in
+            ["10.3.0.0", "10.3.0.0/33", "10.3.0/16", "10.3.0.0/", "10.3.0.0/+8", "10.3.0.0/016", "::/0"]
+        {
             assert_eq!(bad.parse::<Subnet>(), Err(TypeError::Cidr(bad.into())), "{bad}");
         }
     }
@@ -270,7 +272,14 @@ mod tests {
         for text in ["62:3B:27:aa:b8:86", "62-3b-27-AA-b8-86", "623b.27aa.b886"] {
             assert_eq!(text.parse::<VtepMac>().unwrap().to_string(), "62:3b:27:aa:b8:86");
         }
-        for bad in ["", "62:3b", "62:3b:27:aa:b8:8g", "62:3b:27:aa:b8:86:00", "+2:3b:27:aa:b8:86", "é2:3b:27:aa:b8:86"] {
+        for bad in [
+            "",
+            "62:3b",
+            "62:3b:27:aa:b8:8g",
+            "62:3b:27:aa:b8:86:00",
+            "+2:3b:27:aa:b8:86",
+            "é2:3b:27:aa:b8:86",
+        ] {
             assert!(bad.parse::<VtepMac>().is_err(), "{bad}");
         }
         assert!(matches!("ff:ff:ff:ff:ff:ff".parse::<VtepMac>(), Err(TypeError::MacNotUnicast(_))));

@@ -155,7 +155,10 @@ fn peer(
     }
     let mac = value.vtep_mac().map_err(|e| e.to_string())?;
     if mac == own_mac {
-        return Err(format!("carries this host's own VTEP address {mac}; does {} have a copy of this host?", value.public_ip));
+        return Err(format!(
+            "carries this host's own VTEP address {mac}; does {} have a copy of this host?",
+            value.public_ip
+        ));
     }
     let peer = Peer { mac, public_ip: value.public_ip };
     for (other, p) in others {
@@ -182,7 +185,10 @@ mod tests {
     }
 
     fn seen(action: &str, key: &str, value: Option<&str>) -> Event {
-        event(PREFIX, &Response { action: action.into(), node: Some(node(key, value)), ..Response::default() })
+        event(
+            PREFIX,
+            &Response { action: action.into(), node: Some(node(key, value)), ..Response::default() },
+        )
     }
 
     fn vxlan(subnet: &str, ip: [u8; 4], mac: u8) -> Lease {
@@ -196,7 +202,9 @@ mod tests {
         let subnet: Subnet = "172.17.30.0/24".parse().unwrap();
         let value = r#"{"PublicIP":"10.99.0.3"}"#;
         for action in ["set", "create", "update", "compareAndSwap"] {
-            assert!(matches!(seen(action, key, Some(value)), Event::Put(l) if l.subnet == subnet && l.modified_index == 9));
+            assert!(
+                matches!(seen(action, key, Some(value)), Event::Put(l) if l.subnet == subnet && l.modified_index == 9)
+            );
         }
         for action in ["delete", "expire", "compareAndDelete"] {
             assert_eq!(seen(action, key, None), Event::Gone(subnet));
@@ -208,7 +216,9 @@ mod tests {
     fn what_wedges_flannel_is_passed_over() {
         assert_eq!(seen("delete", "/coreos.com/network/subnets", None), Event::AllGone);
         assert_eq!(seen("expire", "/coreos.com", None), Event::AllGone);
-        assert!(matches!(seen("set", "/coreos.com/network/subnets/README", Some("x")), Event::Odd(o) if o.subnet.is_none()));
+        assert!(
+            matches!(seen("set", "/coreos.com/network/subnets/README", Some("x")), Event::Odd(o) if o.subnet.is_none())
+        );
         assert_eq!(seen("delete", "/coreos.com/network/subnets/README", None), Event::Nothing);
         assert_eq!(seen("set", "/coreos.com/network/subnets/a/172.17.1.0-24", Some("{}")), Event::Nothing);
         assert_eq!(event(PREFIX, &Response::default()), Event::Nothing);
@@ -241,7 +251,10 @@ mod tests {
             vxlan("172.17.6.0/25", [10, 0, 0, 10], 10),
             vxlan("172.17.1.128/25", [10, 0, 0, 11], 11),
             vxlan("0.0.0.0/0", [10, 0, 0, 12], 12),
-            Lease { value: LeaseValue::parse(r#"{"PublicIP":"10.0.0.13"}"#).unwrap(), ..vxlan("172.17.13.0/24", [0; 4], 13) },
+            Lease {
+                value: LeaseValue::parse(r#"{"PublicIP":"10.0.0.13"}"#).unwrap(),
+                ..vxlan("172.17.13.0/24", [0; 4], 13)
+            },
             vxlan("172.17.1.0/24", [10, 0, 0, 1], 1),
         ];
         let own = "172.17.1.0/24".parse().unwrap();

@@ -51,8 +51,6 @@ pub struct Firewall {
     other: Option<Tool>,
     wanted: Wanted,
     previous: Option<Subnet>,
-    /// Our table as `nft` listed it right after we wrote it.
-    nft_written: Option<String>,
     last_error: Option<String>,
 }
 
@@ -75,10 +73,14 @@ impl Firewall {
             }
         };
         match &tool {
-            Tool::Iptables(path) => info!(program = %path.display(), "packet filter rules are kept with iptables"),
-            Tool::Nft(path) => info!(program = %path.display(), "packet filter rules are kept with nftables, table ip {}", masq::NFT_TABLE),
+            Tool::Iptables(path) => {
+                info!(program = %path.display(), "packet filter rules are kept with iptables")
+            }
+            Tool::Nft(path) => {
+                info!(program = %path.display(), "packet filter rules are kept with nftables, table ip {}", masq::NFT_TABLE)
+            }
         }
-        Some(Self { tool, other, wanted, previous, nft_written: None, last_error: None })
+        Some(Self { tool, other, wanted, previous, last_error: None })
     }
 
     /// Removes what an earlier run left with the other program, then checks every `every`, for ever.
@@ -91,7 +93,10 @@ impl Firewall {
             let error = self.check().await.err().map(|e| e.to_string());
             // Said once, not every few seconds.
             if let Some(error) = error.as_ref().filter(|e| self.last_error.as_ref() != Some(e)) {
-                warn!("Failed to ensure packet filter rules, trying again every {} s: {error}", every.as_secs());
+                warn!(
+                    "Failed to ensure packet filter rules, trying again every {} s: {error}",
+                    every.as_secs()
+                );
             } else if error.is_none() && self.last_error.is_some() {
                 info!("packet filter rules are in place again");
             }
@@ -103,7 +108,7 @@ impl Firewall {
     ///
     /// # Errors
     /// When the program cannot be run or refuses.
-    pub async fn check(&mut self) -> Result<usize, FirewallError> {
+    pub async fn check(&self) -> Result<usize, FirewallError> {
         match self.tool.clone() {
             Tool::Iptables(path) => self.check_iptables(&path).await,
             Tool::Nft(path) => self.check_nft(&path).await,
@@ -129,17 +134,14 @@ impl Firewall {
         Ok(made)
     }
 
-    async fn check_nft(&mut self, program: &Path) -> Result<usize, FirewallError> {
-        let list = ["list", "table", "ip", masq::NFT_TABLE];
-        if let Some(written) = &self.nft_written {
-            // A failure means that the table is gone, most likely; writing it again will tell.
-            if run(program, &list, None).await.is_ok_and(|now| now == *written) {
-                return Ok(0);
-            }
-            info!("nftables table ip {} was changed or removed, writing it again", masq::NFT_TABLE);
+    async fn check_nft(&self, program: &Path) -> Result<usize, FirewallError> {
+        // A failure means that there is no table, most likely; writing it will tell.
+        let listing = run(program, &["list", "table", "ip", masq::NFT_TABLE], None).await;
+        if listing.is_ok_and(|now| masq::nft_is_complete(&self.wanted, &now)) {
+            return Ok(0);
         }
+        info!("writing nftables table ip {}", masq::NFT_TABLE);
         run(program, &["-f", "-"], Some(masq::nft_ruleset(&self.wanted))).await?;
-        self.nft_written = Some(run(program, &list, None).await?);
         Ok(1)
     }
 
@@ -160,7 +162,6 @@ impl Firewall {
                     other: None,
                     wanted: nothing,
                     previous: self.previous,
-                    nft_written: None,
                     last_error: None,
                 };
                 cleaner.check_iptables(path).await.map(drop)

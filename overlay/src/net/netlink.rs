@@ -7,8 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
-use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -19,6 +17,8 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use nix::errno::Errno;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::warn;
@@ -103,7 +103,8 @@ impl Netlink {
             self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
         let mut interfaces: Vec<Interface> = links.iter().map(interface).collect();
         let addresses = self.handle.address().get().execute();
-        let addresses: Vec<AddressMessage> = addresses.try_collect().await.map_err(failed("list addresses"))?;
+        let addresses: Vec<AddressMessage> =
+            addresses.try_collect().await.map_err(failed("list addresses"))?;
         for message in &addresses {
             if let (Some((ip, _)), Some(interface)) =
                 (local_address(message), interfaces.iter_mut().find(|i| i.index == message.header.index))
@@ -150,7 +151,8 @@ impl Netlink {
         let index = link.index;
 
         let addresses = self.handle.address().get().set_link_index_filter(index).execute();
-        let addresses: Vec<AddressMessage> = addresses.try_collect().await.map_err(failed("list addresses"))?;
+        let addresses: Vec<AddressMessage> =
+            addresses.try_collect().await.map_err(failed("list addresses"))?;
         let neighbours = self.neighbours(AddressFamily::Inet, index).await?;
         let fdb = self.neighbours(AddressFamily::Bridge, index).await?;
         let routes = self.routes().await?;
@@ -159,7 +161,11 @@ impl Netlink {
             link: Some(link),
             addresses: addresses.iter().filter_map(local_address).collect(),
             routes: ours.filter_map(route).collect::<BTreeSet<_>>(),
-            neighbours: neighbours.iter().filter_map(entry).map(|(mac, ip)| (ip, mac)).collect::<BTreeMap<_, _>>(),
+            neighbours: neighbours
+                .iter()
+                .filter_map(entry)
+                .map(|(mac, ip)| (ip, mac))
+                .collect::<BTreeMap<_, _>>(),
             fdb: fdb.iter().filter_map(entry).collect(),
         })
     }
@@ -178,10 +184,14 @@ impl Netlink {
         }
     }
 
-    async fn neighbours(&self, family: AddressFamily, index: u32) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+    async fn neighbours(
+        &self,
+        family: AddressFamily,
+        index: u32,
+    ) -> Result<Vec<NeighbourMessage>, NetlinkError> {
         let request = self.handle.neighbours().get().set_address_family(family).execute();
         let all: Vec<NeighbourMessage> = request.try_collect().await.map_err(failed("list neighbours"))?;
-        Ok(all.into_iter().filter(|n| n.header.ifindex == index && n.header.state == NeighbourState::Permanent).collect())
+        Ok(all.into_iter().filter(|n| n.header.ifindex == index && is_permanent(n.header.state)).collect())
     }
 
     async fn routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
@@ -203,7 +213,9 @@ impl Netlink {
             Change::SetMac(mac) => {
                 link(LinkUnspec::new_with_index(index).address(mac.octets().to_vec()).build()).await
             }
-            Change::SetMtu(mtu) => link(LinkUnspec::new_with_index(index).mtu(mtu.get().into()).build()).await,
+            Change::SetMtu(mtu) => {
+                link(LinkUnspec::new_with_index(index).mtu(mtu.get().into()).build()).await
+            }
             Change::SetUp => link(LinkUnspec::new_with_index(index).up().build()).await,
             Change::AddAddress(ip) => {
                 // flannel sends no broadcast address; the library would, for anything but a /32.
@@ -234,10 +246,17 @@ impl Netlink {
                 let message = route_message(index, &Route::to_peer(*to));
                 self.handle.route().add(message).replace().execute().await
             }
-            Change::RemoveRoute(route) => self.handle.route().del(route_message(index, route)).execute().await,
+            Change::RemoveRoute(route) => {
+                self.handle.route().del(route_message(index, route)).execute().await
+            }
         };
         match outcome.map_err(failed(what)) {
-            Err(e) if is_removal(change) && matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV)) => Ok(()),
+            Err(e)
+                if is_removal(change)
+                    && matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV)) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -280,15 +299,17 @@ impl Netlink {
 ///
 /// Where the kernel's notifications cannot be had it says so and ends; changes are then found at the next comparison.
 pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>) {
-    let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&[MulticastGroup::Link]) {
-        Ok(parts) => parts,
-        Err(error) => return warn!(device, "no notifications from the kernel about {device}: {error}"),
-    };
+    let (connection, _handle, mut messages) =
+        match rtnetlink::new_multicast_connection(&[MulticastGroup::Link]) {
+            Ok(parts) => parts,
+            Err(error) => return warn!(device, "no notifications from the kernel about {device}: {error}"),
+        };
     // Served here rather than in a task of its own, so that it ends when this does.
     let listen = async {
         while let Some((message, _)) = messages.next().await {
-            let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
-                message.payload
+            let NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+            ) = message.payload
             else {
                 continue;
             };
@@ -300,6 +321,11 @@ pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>
         }
     };
     tokio::select! { () = connection => {}, () = listen => {} }
+}
+
+/// The state is a set of bits: what `bridge fdb add` makes is `NOARP` as well as permanent.
+fn is_permanent(state: NeighbourState) -> bool {
+    u16::from(state) & u16::from(NeighbourState::Permanent) != 0
 }
 
 fn is_removal(change: &Change) -> bool {

@@ -120,10 +120,17 @@ impl KernelVxlan {
         let device = self.device();
         match change {
             Change::DeleteLink(why) => {
-                warn!(device, "{device:?} already exists with incompatable configuration: {why}; recreating device");
+                warn!(
+                    device,
+                    "{device:?} already exists with incompatable configuration: {why}; recreating device"
+                );
             }
-            Change::CreateLink => info!(device, mac = %self.desired.link.mac, mtu = %self.desired.link.mtu, "creating device"),
-            Change::SetMac(mac) => warn!(device, %mac, "MAC address differs from the lease's, setting it back"),
+            Change::CreateLink => {
+                info!(device, mac = %self.desired.link.mac, mtu = %self.desired.link.mtu, "creating device")
+            }
+            Change::SetMac(mac) => {
+                warn!(device, %mac, "MAC address differs from the lease's, setting it back")
+            }
             Change::SetMtu(mtu) => info!(device, %mtu, "setting MTU"),
             Change::RemoveAddress(ip, len) => info!(device, "removing address {ip}/{len}"),
             other => debug!(device, change = ?other, "programming"),

@@ -170,7 +170,8 @@ mod tests {
     #[test]
     fn newer_and_oddly_spelled_values_are_read() {
         let newer = r#"{"PublicIP":"10.99.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"62:3b:27:aa:b8:86"},"BackendV6Data":{}}"#;
-        let lower = r#"{"publicip":"10.99.0.2","backendtype":"vxlan","BACKENDDATA":{"vtepmac":"62:3b:27:aa:b8:86"}}"#;
+        let lower =
+            r#"{"publicip":"10.99.0.2","backendtype":"vxlan","BACKENDDATA":{"vtepmac":"62:3b:27:aa:b8:86"}}"#;
         for text in [newer, lower] {
             let value = LeaseValue::parse(text).unwrap();
             assert!(value.is_vxlan());
@@ -205,7 +206,15 @@ mod tests {
     fn only_whole_canonical_names_are_leases() {
         let lease = "/coreos.com/network/subnets/172.17.71.0-24";
         assert_eq!(parse_subnet_key(lease), Some("172.17.71.0/24".parse().unwrap()));
-        for odd in ["README", "172.17.71.0-33", "172.17.71.5-24", "x172.17.71.0-24", "172.17.71.0-024", "172.17.71.0-+24", ""] {
+        for odd in [
+            "README",
+            "172.17.71.0-33",
+            "172.17.71.5-24",
+            "x172.17.71.0-24",
+            "172.17.71.0-024",
+            "172.17.71.0-+24",
+            "",
+        ] {
             assert_eq!(parse_subnet_key(odd), None, "{odd}");
         }
     }

@@ -82,7 +82,9 @@ pub enum ConfigError {
     #[error("error decoding VXLAN backend config: {0}")]
     Vxlan(String),
     /// A backend flannel has and we do not.
-    #[error("Error fetching backend: backend type {0} is not supported by overlayd; set Backend.Type to \"vxlan\"")]
+    #[error(
+        "Error fetching backend: backend type {0} is not supported by overlayd; set Backend.Type to \"vxlan\""
+    )]
     UnsupportedBackend(String),
     /// A backend nobody knows.
     #[error("Error fetching backend: unknown backend type: {0}; set Backend.Type to \"vxlan\"")]
@@ -99,8 +101,19 @@ impl ConfigError {
     }
 }
 
-const OTHER_BACKENDS: [&str; 11] =
-    ["udp", "host-gw", "ipip", "alloc", "extension", "wireguard", "ipsec", "aws-vpc", "gce", "ali-vpc", "tencent-vpc"];
+const OTHER_BACKENDS: [&str; 11] = [
+    "udp",
+    "host-gw",
+    "ipip",
+    "alloc",
+    "extension",
+    "wireguard",
+    "ipsec",
+    "aws-vpc",
+    "gce",
+    "ali-vpc",
+    "tencent-vpc",
+];
 
 impl NetworkConfig {
     /// Parses and checks the value of the config key.
@@ -185,12 +198,19 @@ fn vxlan(options: &Map<String, Value>) -> Result<VxlanConfig, ConfigError> {
     let boolean = |name| gojson::boolean(options, name).map(Option::unwrap_or_default).map_err(|e| wrong(&e));
 
     let vni = unsigned("VNI")?.map(Vni::try_from).transpose().map_err(|e| wrong(&e))?.unwrap_or(Vni::DEFAULT);
-    let port = unsigned("Port")?.map(u16::try_from).transpose().map_err(|_| wrong(&"Port: must be 0 to 65535"))?;
+    let port =
+        unsigned("Port")?.map(u16::try_from).transpose().map_err(|_| wrong(&"Port: must be 0 to 65535"))?;
     let mtu = unsigned("MTU")?.filter(|m| *m > 0).map(Mtu::try_from).transpose().map_err(|e| wrong(&e))?;
     if boolean("DirectRouting")? {
         return Err(wrong(&"DirectRouting true is not supported by overlayd; remove it"));
     }
-    Ok(VxlanConfig { vni, port: port.filter(|p| *p > 0), gbp: boolean("GBP")?, learning: boolean("Learning")?, mtu })
+    Ok(VxlanConfig {
+        vni,
+        port: port.filter(|p| *p > 0),
+        gbp: boolean("GBP")?,
+        learning: boolean("Learning")?,
+        mtu,
+    })
 }
 
 #[cfg(test)]
@@ -242,16 +262,34 @@ mod tests {
         for (rest, words) in [
             (r#""Network":"10.3.0.0""#, "invalid CIDR address: 10.3.0.0"),
             (r#""Network":"10.3.0.0/16","SubnetLen":31"#, "SubnetLen must be less than /31"),
-            (r#""Network":"10.3.0.0/16","SubnetLen":17"#, "Network must be able to accommodate at least four subnets"),
+            (
+                r#""Network":"10.3.0.0/16","SubnetLen":17"#,
+                "Network must be able to accommodate at least four subnets",
+            ),
             (r#""Network":"10.3.0.0/29""#, "Network is too small. Minimum useful network prefix is /28"),
-            (r#""Network":"10.3.0.0/16","SubnetMin":"10.4.0.0""#, "SubnetMin is not in the range of the Network"),
-            (r#""Network":"10.3.0.0/16","SubnetMax":"10.4.0.0""#, "SubnetMax is not in the range of the Network"),
-            (r#""Network":"10.3.0.0/16","SubnetMin":"10.3.0.5""#, "SubnetMin is not on a SubnetLen boundary: 10.3.0.5"),
-            (r#""Network":"10.3.0.0/16","SubnetMax":"10.3.0.5""#, "SubnetMax is not on a SubnetLen boundary: 10.3.0.5"),
+            (
+                r#""Network":"10.3.0.0/16","SubnetMin":"10.4.0.0""#,
+                "SubnetMin is not in the range of the Network",
+            ),
+            (
+                r#""Network":"10.3.0.0/16","SubnetMax":"10.4.0.0""#,
+                "SubnetMax is not in the range of the Network",
+            ),
+            (
+                r#""Network":"10.3.0.0/16","SubnetMin":"10.3.0.5""#,
+                "SubnetMin is not on a SubnetLen boundary: 10.3.0.5",
+            ),
+            (
+                r#""Network":"10.3.0.0/16","SubnetMax":"10.3.0.5""#,
+                "SubnetMax is not on a SubnetLen boundary: 10.3.0.5",
+            ),
             (r#""Network":7"#, "Network: expected a string, found 7"),
             (r#""x":1"#, "please define a correct Network parameter in the flannel config"),
             (r#""Network":"0.0.0.0/0""#, "please define a correct Network parameter in the flannel config"),
-            (r#""Network":"10.3.0.0/16","EnableIPv6":true"#, "EnableIPv6 true is not supported by overlayd; remove it from the network config"),
+            (
+                r#""Network":"10.3.0.0/16","EnableIPv6":true"#,
+                "EnableIPv6 true is not supported by overlayd; remove it from the network config",
+            ),
         ] {
             let error = with_backend(rest).unwrap_err();
             assert_eq!(error.to_string(), words);
@@ -265,15 +303,44 @@ mod tests {
         for (backend, words, fatal) in [
             ("7", "error decoding Backend property of config: a number", false),
             (r#"{}"#, r#"Error fetching backend: unknown backend type: ; set Backend.Type to "vxlan""#, true),
-            (r#"{"Type":"wormhole"}"#, r#"Error fetching backend: unknown backend type: wormhole; set Backend.Type to "vxlan""#, true),
-            (r#"{"Type":"Host-GW"}"#, r#"Error fetching backend: backend type host-gw is not supported by overlayd; set Backend.Type to "vxlan""#, true),
-            ("null", r#"Error fetching backend: backend type udp (the default without Backend) is not supported by overlayd; set Backend.Type to "vxlan""#, true),
-            (r#"{"Type":"vxlan","VNI":"1"}"#, r#"error decoding VXLAN backend config: VNI: expected a whole number, not negative, found "1""#, true),
-            (r#"{"Type":"vxlan","VNI":16777216}"#, "error decoding VXLAN backend config: VNI 16777216 is out of range (0 to 16777215)", true),
-            (r#"{"Type":"vxlan","Port":65536}"#, "error decoding VXLAN backend config: Port: must be 0 to 65535", true),
-            (r#"{"Type":"vxlan","DirectRouting":true}"#, "error decoding VXLAN backend config: DirectRouting true is not supported by overlayd; remove it", true),
+            (
+                r#"{"Type":"wormhole"}"#,
+                r#"Error fetching backend: unknown backend type: wormhole; set Backend.Type to "vxlan""#,
+                true,
+            ),
+            (
+                r#"{"Type":"Host-GW"}"#,
+                r#"Error fetching backend: backend type host-gw is not supported by overlayd; set Backend.Type to "vxlan""#,
+                true,
+            ),
+            (
+                "null",
+                r#"Error fetching backend: backend type udp (the default without Backend) is not supported by overlayd; set Backend.Type to "vxlan""#,
+                true,
+            ),
+            (
+                r#"{"Type":"vxlan","VNI":"1"}"#,
+                r#"error decoding VXLAN backend config: VNI: expected a whole number, not negative, found "1""#,
+                true,
+            ),
+            (
+                r#"{"Type":"vxlan","VNI":16777216}"#,
+                "error decoding VXLAN backend config: VNI 16777216 is out of range (0 to 16777215)",
+                true,
+            ),
+            (
+                r#"{"Type":"vxlan","Port":65536}"#,
+                "error decoding VXLAN backend config: Port: must be 0 to 65535",
+                true,
+            ),
+            (
+                r#"{"Type":"vxlan","DirectRouting":true}"#,
+                "error decoding VXLAN backend config: DirectRouting true is not supported by overlayd; remove it",
+                true,
+            ),
         ] {
-            let error = NetworkConfig::parse(&format!(r#"{{"Network":"10.3.0.0/16","Backend":{backend}}}"#)).unwrap_err();
+            let error = NetworkConfig::parse(&format!(r#"{{"Network":"10.3.0.0/16","Backend":{backend}}}"#))
+                .unwrap_err();
             assert_eq!((error.to_string().as_str(), error.is_fatal()), (words, fatal));
         }
     }
