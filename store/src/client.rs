@@ -23,6 +23,11 @@ mod tls;
 mod types;
 mod url;
 
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tls_tests;
+
 use std::{
     fmt,
     sync::{

@@ -190,12 +190,24 @@ impl Config {
         let existing = match text("initial-cluster-state").as_str() {
             "new" => false,
             "existing" => true,
-            other => return Err(value("initial-cluster-state", format!("\"{other}\" is neither new nor existing"))),
+            other => {
+                return Err(value(
+                    "initial-cluster-state",
+                    format!("\"{other}\" is neither new nor existing"),
+                ));
+            }
         };
-        let client_tls = tls(parsed, ["cert-file", "key-file", "trusted-ca-file", "client-cert-auth", "ca-file"])?;
+        let client_tls =
+            tls(parsed, ["cert-file", "key-file", "trusted-ca-file", "client-cert-auth", "ca-file"])?;
         let peer_tls = tls(
             parsed,
-            ["peer-cert-file", "peer-key-file", "peer-trusted-ca-file", "peer-client-cert-auth", "peer-ca-file"],
+            [
+                "peer-cert-file",
+                "peer-key-file",
+                "peer-trusted-ca-file",
+                "peer-client-cert-auth",
+                "peer-ca-file",
+            ],
         )?;
         check_scheme(&listen_client, &client_tls, "client", "--cert-file, --key-file", &mut notes)?;
         check_scheme(&listen_peer, &peer_tls, "peer", "--peer-cert-file, --peer-key-file", &mut notes)?;
@@ -208,7 +220,9 @@ impl Config {
         let log_stdout = match text("log-output").as_str() {
             "default" | "stderr" => false,
             "stdout" => true,
-            other => return Err(value("log-output", format!("\"{other}\" is none of default, stderr, stdout"))),
+            other => {
+                return Err(value("log-output", format!("\"{other}\" is none of default, stderr, stdout")));
+            }
         };
         let snapshot_count = number(parsed, "snapshot-count")?;
         if snapshot_count == 0 {
@@ -250,7 +264,10 @@ impl Config {
                     .iter()
                     .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
                     .collect();
-                return Err(ConfigError::Conflict(format!("initial cluster {} has duplicate url", cluster.join(","))));
+                return Err(ConfigError::Conflict(format!(
+                    "initial cluster {} has duplicate url",
+                    cluster.join(",")
+                )));
             }
         }
         let Some(mine) = self.initial_cluster.get(&self.name) else {
@@ -261,7 +278,8 @@ impl Config {
             )));
         };
         if *mine != self.advertise_peer {
-            let wanted: Vec<String> = self.advertise_peer.iter().map(|url| format!("{}={url}", self.name)).collect();
+            let wanted: Vec<String> =
+                self.advertise_peer.iter().map(|url| format!("{}={url}", self.name)).collect();
             let advertised: Vec<&str> = self.advertise_peer.iter().map(Url::text).collect();
             return Err(ConfigError::Conflict(format!(
                 "--initial-cluster must include {} given --initial-advertise-peer-urls={} (forgot to set \
@@ -327,7 +345,9 @@ fn check_timing(heartbeat: Duration, election: Duration) -> Result<(), ConfigErr
 fn parse_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, ConfigError> {
     let mut cluster: BTreeMap<String, Vec<Url>> = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let Some((name, url)) = part.split_once('=').filter(|(name, url)| !name.is_empty() && !url.is_empty()) else {
+        let Some((name, url)) =
+            part.split_once('=').filter(|(name, url)| !name.is_empty() && !url.is_empty())
+        else {
             return Err(value("initial-cluster", format!("\"{part}\" does not have the form name=url")));
         };
         let url = Url::parse(url).map_err(|error| value("initial-cluster", error.to_string()))?;
@@ -350,7 +370,9 @@ fn tls(parsed: &Parsed, [cert, key, ca, auth, old_ca]: [&'static str; 5]) -> Res
     for (given, name, missing) in [(&tls.cert, cert, key), (&tls.key, key, cert)] {
         let other = if name == cert { &tls.key } else { &tls.cert };
         if given.is_some() && other.is_none() {
-            return Err(ConfigError::Conflict(format!("--{name} is given without --{missing}; both are needed")));
+            return Err(ConfigError::Conflict(format!(
+                "--{name} is given without --{missing}; both are needed"
+            )));
         }
     }
     if tls.cert_auth && tls.trusted_ca.is_none() {

@@ -7,6 +7,7 @@
 //! flanneld 0.10.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 /// What a flag takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +219,7 @@ pub fn usage(program: &str, flags: &[Flag]) -> String {
         let value = if flag.kind == Kind::Bool { "" } else { " VALUE" };
         let default =
             if flag.default.is_empty() { String::new() } else { format!(" (default {})", flag.default) };
-        text.push_str(&format!("  --{}{value}\n        {}{default}\n", flag.name, flag.help));
+        let _ = writeln!(text, "  --{}{value}\n        {}{default}", flag.name, flag.help);
     }
     text
 }

@@ -126,7 +126,8 @@ impl Machine {
             nodes: self.tree.stored_nodes(),
             events: self.tree.history().iter().map(|event| (**event).clone()).collect(),
         };
-        postcard::to_extend(&snapshot, vec![SNAPSHOT_VERSION]).expect("a snapshot has no length that postcard cannot write")
+        postcard::to_extend(&snapshot, vec![SNAPSHOT_VERSION])
+            .expect("a snapshot has no length that postcard cannot write")
     }
 
     /// The state from such a piece.
@@ -182,7 +183,9 @@ mod tests {
 
     fn cluster() -> Membership {
         Membership::bootstrap(
-            (1..=3).map(|n| Member::bootstrap(&format!("n{n}"), &[format!("http://h{n}:2380")], "t")).collect(),
+            (1..=3)
+                .map(|n| Member::bootstrap(&format!("n{n}"), &[format!("http://h{n}:2380")], "t"))
+                .collect(),
         )
     }
 

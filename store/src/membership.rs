@@ -4,6 +4,7 @@
 //! section 13).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
@@ -33,7 +34,7 @@ impl Member {
 
     /// The member as `/v2/members` shows it.
     pub fn write_json(&self, out: &mut String) {
-        out.push_str(&format!("{{\"id\":\"{:x}\",\"name\":", self.id));
+        let _ = write!(out, "{{\"id\":\"{:x}\",\"name\":", self.id);
         json::write_string(out, &self.name);
         out.push_str(",\"peerURLs\":");
         json::write_strings(out, self.peer_urls.iter().map(String::as_str));
@@ -168,7 +169,12 @@ mod tests {
 
     #[test]
     fn ids_are_shown_without_padding_and_unstarted_members_are_empty() {
-        let member = Member { id: 0x0628_1700, name: String::new(), peer_urls: vec!["http://h:1".into()], client_urls: vec![] };
+        let member = Member {
+            id: 0x0628_1700,
+            name: String::new(),
+            peer_urls: vec!["http://h:1".into()],
+            client_urls: vec![],
+        };
         let mut out = String::new();
         member.write_json(&mut out);
         assert_eq!(out, r#"{"id":"6281700","name":"","peerURLs":["http://h:1"],"clientURLs":[]}"#);

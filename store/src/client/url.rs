@@ -46,12 +46,15 @@ impl Endpoint {
 
     /// Reads a whole URL into its endpoint and its path with query.
     pub(super) fn split(text: &str) -> Result<(Self, String), ClientError> {
+        // Known by name, since its form is not that of a URL with a host.
+        if text.trim_start().starts_with("unix") {
+            return Err(bad(text, "unix sockets are not supported by this client"));
+        }
         let uri: Uri =
             text.trim().parse().map_err(|e: hyper::http::uri::InvalidUri| bad(text, &e.to_string()))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            Some("unix" | "unixs") => return Err(bad(text, "unix sockets are not supported by this client")),
             _ => return Err(bad(text, "it must begin with http:// or https://")),
         };
         let authority = uri.authority().ok_or_else(|| bad(text, "it names no host"))?;

@@ -143,7 +143,9 @@ pub(super) fn check_support(parsed: &Parsed) -> Result<Vec<Note>, ConfigError> {
         let Some(value) = parsed.value(name).filter(|_| parsed.given(name).is_some()) else { continue };
         match support {
             Full => {}
-            NoEffect(why) if value == default => notes.push(Note::Info(format!("--{name} has no effect: {why}"))),
+            NoEffect(why) if value == default => {
+                notes.push(Note::Info(format!("--{name} has no effect: {why}")));
+            }
             NoEffect(why) => notes.push(Note::Warn(format!("--{name}={value} has no effect: {why}"))),
             Only(allowed, _) if same(value, allowed) => {}
             Only(_, hint) => return Err(ConfigError::Unsupported { name, hint }),

@@ -113,13 +113,19 @@ fn what_does_not_work_together_is_said_in_etcds_words() {
              other's certificates",
         ),
         (&["--cert-file=a"], "--cert-file is given without --key-file; both are needed"),
-        (&["--client-cert-auth"], "--client-cert-auth needs --trusted-ca-file to verify certificates against"),
+        (
+            &["--client-cert-auth"],
+            "--client-cert-auth needs --trusted-ca-file to verify certificates against",
+        ),
         (&["--initial-cluster-state=old"], "--initial-cluster-state: \"old\" is neither new nor existing"),
     ] {
         assert_eq!(error(args), (want.to_owned(), 1), "{args:?}");
     }
     let (text, _) = error(&["--name=x", "--initial-cluster=y=http://localhost:2380"]);
-    assert!(text.starts_with("couldn't find local name \"x\" in the initial cluster configuration"), "{text}");
+    assert!(
+        text.starts_with("couldn't find local name \"x\" in the initial cluster configuration"),
+        "{text}"
+    );
     let (text, _) = error(&["--name=n", "--initial-cluster=n=http://h:2380"]);
     assert!(
         text.starts_with(
@@ -143,7 +149,8 @@ fn unknown_and_unsupported_flags_are_named_and_exit_2() {
 #[test]
 fn flags_without_effect_are_noted_and_flags_that_etcd_ignores_are_ignored() {
     let config = read(&["-vv", "--config", "x", "--quota-backend-bytes=7", "--max-wals=5"], &[]).unwrap();
-    let warned = |start: &str| config.notes.iter().any(|n| matches!(n, Note::Warn(t) if t.starts_with(start)));
+    let warned =
+        |start: &str| config.notes.iter().any(|n| matches!(n, Note::Warn(t) if t.starts_with(start)));
     assert!(warned("flag \"-vv\" is no longer supported - ignoring."));
     assert!(warned("--quota-backend-bytes=7 has no effect"));
     assert!(!warned("--max-wals"));

@@ -179,7 +179,12 @@ impl LogStore for EngineLog {
         Ok(entries)
     }
 
-    fn append(&mut self, entries: Vec<Entry>, hard_state: Option<&HardState>, sync: bool) -> Result<(), LogError> {
+    fn append(
+        &mut self,
+        entries: Vec<Entry>,
+        hard_state: Option<&HardState>,
+        sync: bool,
+    ) -> Result<(), LogError> {
         let mut batch = LogBatch::with_capacity(2);
         batch.add_entries::<RaftEntries>(self.generation, &entries).map_err(self.fail())?;
         if let Some(hard_state) = hard_state {
@@ -258,6 +263,8 @@ mod tests {
         entries.iter().map(|entry| (entry.index, entry.term)).collect()
     }
 
+    type Step = Box<dyn Fn(&mut dyn LogStore)>;
+
     /// Everything that both logs are asked must be answered alike, before and after a restart.
     fn assert_alike(engine: &EngineLog, mem: &MemLog) {
         assert_eq!(engine.truncated(), mem.truncated());
@@ -267,7 +274,7 @@ mod tests {
             assert_eq!(engine.term(index).unwrap(), mem.term(index).unwrap(), "term of {index}");
         }
         let (first, last) = (mem.truncated().index + 1, mem.last_index());
-        for from in [first, (first + last) / 2, last] {
+        for from in [first, first.midpoint(last), last] {
             if from >= first && from <= last {
                 let all = engine.entries(from, last + 1, u64::MAX).unwrap();
                 assert_eq!(indexes(&all), indexes(&mem.entries(from, last + 1, u64::MAX).unwrap()));
@@ -281,7 +288,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut mem = MemLog::default();
         let hard = HardState { term: 2, vote: 1, commit: 5, ..HardState::default() };
-        type Step = Box<dyn Fn(&mut dyn LogStore)>;
         let steps: Vec<Step> = vec![
             Box::new(|log| log.reset(Position { index: 3, term: 1 }, None).unwrap()),
             Box::new(|log| log.append(entries(4..=9000, 2), None, true).unwrap()),

@@ -67,7 +67,12 @@ impl LogStore for MemLog {
         Ok(fits.map(|(_, entry)| entry.clone()).collect())
     }
 
-    fn append(&mut self, entries: Vec<Entry>, hard_state: Option<&HardState>, sync: bool) -> Result<(), LogError> {
+    fn append(
+        &mut self,
+        entries: Vec<Entry>,
+        hard_state: Option<&HardState>,
+        sync: bool,
+    ) -> Result<(), LogError> {
         let sync = sync || !entries.is_empty();
         if let Some(at) = entries.first().and_then(|first| self.at(first.index)) {
             self.now.entries.truncate(at);

@@ -60,7 +60,12 @@ pub trait LogStore {
     ///
     /// # Errors
     /// [`LogError`]; the member must stop, as it does not know what is on disk.
-    fn append(&mut self, entries: Vec<Entry>, hard_state: Option<&HardState>, sync: bool) -> Result<(), LogError>;
+    fn append(
+        &mut self,
+        entries: Vec<Entry>,
+        hard_state: Option<&HardState>,
+        sync: bool,
+    ) -> Result<(), LogError>;
 
     /// Drops the whole log: a snapshot at `position` has taken its place. Synced.
     ///

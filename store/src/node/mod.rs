@@ -15,8 +15,8 @@ mod storage;
 use raft::eraftpb::{ConfState, Entry, Message, Snapshot};
 use raft::{Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
-pub use storage::SnapshotRequest;
 use storage::RaftStorage;
+pub use storage::SnapshotRequest;
 
 use crate::log::{LogError, LogStore};
 use crate::machine::Position;
@@ -53,7 +53,9 @@ pub enum CoreError {
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
     /// The log begins after the applied state ends.
-    #[error("the raft log begins after entry {log}, but the applied state stands at {applied}: entries between are lost")]
+    #[error(
+        "the raft log begins after entry {log}, but the applied state stands at {applied}: entries between are lost"
+    )]
     Gap {
         /// The last entry that the log has dropped.
         log: u64,
@@ -112,7 +114,12 @@ impl<L: LogStore> Core<L> {
     ///
     /// # Errors
     /// [`CoreError`] if the log does not go with the applied state.
-    pub fn new(config: &CoreConfig, voters: Vec<u64>, applied: Position, mut log: L) -> Result<Core<L>, CoreError> {
+    pub fn new(
+        config: &CoreConfig,
+        voters: Vec<u64>,
+        applied: Position,
+        mut log: L,
+    ) -> Result<Core<L>, CoreError> {
         let truncated = log.truncated().index;
         if truncated > applied.index {
             return Err(CoreError::Gap { log: truncated, applied: applied.index });
@@ -186,7 +193,13 @@ impl<L: LogStore> Core<L> {
             return None;
         }
         let me = self.raw.raft.id;
-        let best = self.raw.raft.prs().iter().filter(|(id, _)| **id != me).max_by_key(|(_, p)| (p.recent_active, p.matched));
+        let best = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .filter(|(id, _)| **id != me)
+            .max_by_key(|(_, p)| (p.recent_active, p.matched));
         let (&to, _) = best?;
         self.raw.transfer_leader(to);
         Some(to)

@@ -112,7 +112,8 @@ impl Cluster {
         while !wire.is_empty() {
             let at = usize::try_from(self.dice.roll(wire.len().min(3) as u64)).unwrap();
             let message = wire.remove(at);
-            let lost = self.cut.is_some_and(|cut| message.to == cut || message.from == cut) || self.dice.roll(20) == 0;
+            let lost = self.cut.is_some_and(|cut| message.to == cut || message.from == cut)
+                || self.dice.roll(20) == 0;
             if lost {
                 continue;
             }

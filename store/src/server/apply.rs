@@ -94,20 +94,21 @@ impl Applier {
 
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ApplyError> {
         let mut answers: Vec<(u64, Answer)> = Vec::with_capacity(entries.len());
-        let (applied, dirty) = {
-            let mut machine = self.shared.machine.write();
-            for entry in entries {
-                let position = Position { index: entry.index, term: entry.term };
-                let applied = machine
-                    .apply(position, &entry.data)
-                    .map_err(|source| ApplyError::Entry { index: entry.index, term: entry.term, source })?;
-                if let Some(applied) = applied {
-                    self.publish(applied, &mut answers);
+        let (applied, dirty) =
+            {
+                let mut machine = self.shared.machine.write();
+                for entry in entries {
+                    let position = Position { index: entry.index, term: entry.term };
+                    let applied = machine.apply(position, &entry.data).map_err(|source| {
+                        ApplyError::Entry { index: entry.index, term: entry.term, source }
+                    })?;
+                    if let Some(applied) = applied {
+                        self.publish(applied, &mut answers);
+                    }
                 }
-            }
-            self.note(&machine);
-            (machine.applied.index, machine.tree.dirty_len())
-        };
+                self.note(&machine);
+                (machine.applied.index, machine.tree.dirty_len())
+            };
         let _ = self.inputs.try_send(Input::Wake);
         {
             let mut waiters = self.shared.waiters.lock();

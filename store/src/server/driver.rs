@@ -202,10 +202,11 @@ impl<L: LogStore> Driver<L> {
             Input::SnapshotSent { to, sent } => self.core.report_snapshot(to, sent),
             Input::Durable(index) => self.compact(index),
             Input::Wake => {}
-            Input::HandOver => match self.core.hand_over() {
-                Some(to) => tracing::info!(to = format_args!("{to:x}"), "handing leadership over"),
-                None => tracing::debug!("no leadership to hand over"),
-            },
+            Input::HandOver => {
+                if let Some(to) = self.core.hand_over() {
+                    tracing::info!(to = format_args!("{to:x}"), "handing leadership over");
+                }
+            }
             Input::Stop => self.stopping = true,
         }
     }
@@ -270,14 +271,13 @@ impl<L: LogStore> Driver<L> {
                 *at = time;
                 self.core.read_index(read_context(me, *sequence));
             }
-            Some(_) => {}
             None if !self.reads.waiting.is_empty() && self.core.leadership().leader != 0 => {
                 self.reads.sequence += 1;
                 let sequence = self.reads.sequence;
                 self.reads.asked = Some((sequence, time, std::mem::take(&mut self.reads.waiting)));
                 self.core.read_index(read_context(me, sequence));
             }
-            None => {}
+            Some(_) | None => {}
         }
     }
 

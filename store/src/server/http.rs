@@ -40,7 +40,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the confirmation that `/health` asks for, as in etcd.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a client sees that talks plain HTTP to a TLS port; the words are Go's.
-const PLAIN_ON_TLS: &[u8] = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+const PLAIN_ON_TLS: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
 
 /// The body of an answer.
 pub enum Answer {
@@ -238,9 +239,10 @@ async fn route(api: &Api, request: Request<Incoming>) -> Response<Answer> {
             Ok(stats::leader_body(shared.member_id, api.peers.iter().map(|(id, stats)| (*id, &**stats))))
         }),
         "/v2/auth/enable" if parts.method == Method::GET => json(StatusCode::OK, "{\"enabled\":false}\n"),
-        other if other.starts_with("/v2/auth/") => {
-            message(StatusCode::NOT_IMPLEMENTED, "this store has no users and roles yet; use client certificates")
-        }
+        other if other.starts_with("/v2/auth/") => message(
+            StatusCode::NOT_IMPLEMENTED,
+            "this store has no users and roles yet; use client certificates",
+        ),
         other if other.starts_with("/v2/members/") => {
             let mut response = match parts.method {
                 Method::GET => message(StatusCode::NOT_FOUND, "Not found"),
@@ -270,7 +272,8 @@ fn unclean(path: &str) -> Option<String> {
 fn moved(path: &str, query: Option<&str>) -> Response<Answer> {
     let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
     let escaped = target.replace('&', "&amp;");
-    let mut response = Response::new(Answer::full(format!("<a href=\"{escaped}\">Moved Permanently</a>.\n\n")));
+    let mut response =
+        Response::new(Answer::full(format!("<a href=\"{escaped}\">Moved Permanently</a>.\n\n")));
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));

@@ -23,7 +23,13 @@ use crate::wire::v2_request::{self, Get, Method, Request};
 const MAX_FORM_BYTES: usize = 10 << 20;
 
 /// Answers a request below `/v2/keys`; `key` is the decoded rest of the path.
-pub async fn answer(handle: &Handle, method: Method, key: &str, parts: &Parts, body: Incoming) -> Response<Answer> {
+pub async fn answer(
+    handle: &Handle,
+    method: Method,
+    key: &str,
+    parts: &Parts,
+    body: Incoming,
+) -> Response<Answer> {
     match try_answer(handle, method, key, parts, body).await {
         Ok(response) => response,
         Err(error) => api_error(handle, &error),
@@ -47,7 +53,8 @@ async fn try_answer(
         }
         Request::Watch { path, recursive, since, stream } => {
             let watch = handle.watch(path, recursive, since, stream)?;
-            let mut response = json_response(handle, StatusCode::OK, watch.index, Answer::Watch(Box::new(watch)));
+            let mut response =
+                json_response(handle, StatusCode::OK, watch.index, Answer::Watch(Box::new(watch)));
             add_raft_headers(handle, response.headers_mut());
             Ok(response)
         }

@@ -76,6 +76,16 @@ impl From<io::Error> for LinkError {
     }
 }
 
+/// Another member, to be linked to.
+pub struct PeerLink {
+    /// Its id.
+    pub id: u64,
+    /// Its peer URLs, tried in order.
+    pub urls: Vec<Url>,
+    /// Its counters.
+    pub stats: Arc<PeerStats>,
+}
+
 /// The sending side of all links.
 pub struct Peers {
     links: BTreeMap<u64, Link>,
@@ -91,15 +101,15 @@ struct Link {
 }
 
 impl Peers {
-    /// Starts a dialling task for each of `others`: id, peer URLs, counters.
+    /// Starts a dialling task for each of `others`.
     pub fn start(
-        others: Vec<(u64, Vec<Url>, Arc<PeerStats>)>,
+        others: Vec<PeerLink>,
         dialler: Dialler,
         inputs: SyncSender<Input>,
         runtime: tokio::runtime::Handle,
     ) -> Peers {
         let mut links = BTreeMap::new();
-        for (id, urls, stats) in others {
+        for PeerLink { id, urls, stats } in others {
             let (queue, messages) = mpsc::channel(QUEUE);
             runtime.spawn(keep_linked(id, urls.clone(), dialler.clone(), messages, inputs.clone()));
             links.insert(id, Link { queue, urls, stats });
@@ -201,9 +211,12 @@ async fn dial_one(to: u64, url: &Url, dialler: &Dialler) -> Result<Box<dyn Strea
     tune(&tcp);
     let mut stream: Box<dyn Stream> = match (url.scheme(), &dialler.tls) {
         (Scheme::Http, _) => Box::new(tcp),
-        (Scheme::Https, None) => return Err(LinkError::Refused("it is https and --peer-trusted-ca-file is missing")),
+        (Scheme::Https, None) => {
+            return Err(LinkError::Refused("it is https and --peer-trusted-ca-file is missing"));
+        }
         (Scheme::Https, Some(config)) => {
-            let name = tls::server_name(url.host()).ok_or(LinkError::Refused("its host is no name for TLS"))?;
+            let name =
+                tls::server_name(url.host()).ok_or(LinkError::Refused("its host is no name for TLS"))?;
             Box::new(TlsConnector::from(Arc::clone(config)).connect(name, tcp).await?)
         }
     };
@@ -308,7 +321,12 @@ pub async fn accept(listener: TcpListener, acceptor: Acceptor) {
     }
 }
 
-async fn serve(tcp: TcpStream, from: SocketAddr, acceptor: &Acceptor, id: &mut Option<u64>) -> Result<(), LinkError> {
+async fn serve(
+    tcp: TcpStream,
+    from: SocketAddr,
+    acceptor: &Acceptor,
+    id: &mut Option<u64>,
+) -> Result<(), LinkError> {
     let (mut stream, hello) = timeout(DIAL_TIMEOUT, greet(tcp, from, acceptor))
         .await
         .map_err(|_| LinkError::Timeout(DIAL_TIMEOUT))??;
@@ -348,7 +366,11 @@ async fn serve(tcp: TcpStream, from: SocketAddr, acceptor: &Acceptor, id: &mut O
 }
 
 /// TLS if it is on, and the hello.
-async fn greet(tcp: TcpStream, from: SocketAddr, acceptor: &Acceptor) -> Result<(Box<dyn Stream>, Hello), LinkError> {
+async fn greet(
+    tcp: TcpStream,
+    from: SocketAddr,
+    acceptor: &Acceptor,
+) -> Result<(Box<dyn Stream>, Hello), LinkError> {
     let mut stream: Box<dyn Stream> = match &acceptor.tls {
         None => Box::new(tcp),
         Some(config) => {

@@ -12,7 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use super::driver::{Driver, INPUT_QUEUE, Input, Settings};
 use super::handle::{Handle, Shared, now, wall_clock};
 use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
-use super::peers::{self, Acceptor, Dialler, Peers};
+use super::peers::{self, Acceptor, Dialler, PeerLink, Peers};
 use super::stats::{PeerStats, StoreStats};
 use super::tls;
 use crate::config::{Config, Note, Url};
@@ -75,84 +75,24 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let opened = open(&config)?;
 
     let Opened { identity, machine, log, state, _lock } = opened;
-    let me = identity.member_id;
-    let applied = machine.applied;
-    let index = machine.tree.index();
     let members: Vec<Member> = machine.membership.members().cloned().collect();
+    let me = identity.member_id;
     tracing::info!(
         member = format_args!("{me:x}"),
         cluster = format_args!("{:x}", identity.cluster_id),
         name = config.name,
         members = members.len(),
-        raft_index = applied.index,
+        raft_index = machine.applied.index,
         "starting"
     );
     let (inputs, input_queue) = sync_channel(INPUT_QUEUE);
-    let (tasks, task_queue) = sync_channel(TASK_QUEUE);
-    let (jobs, job_queue) = sync_channel(JOB_QUEUE);
-    let voters = machine.membership.ids();
-    let shared = Arc::new(Shared {
-        member_id: me,
-        cluster_id: identity.cluster_id,
-        name: config.name.clone(),
-        started: wall_clock(),
-        has_expiries: AtomicBool::new(machine.tree.has_expiries()),
-        machine: RwLock::new(machine),
-        hub: Mutex::default(),
-        waiters: Mutex::default(),
-        snapshot: Mutex::default(),
-        applied: AtomicU64::new(applied.index),
-        leadership: watch::Sender::new((Leadership::default(), now())),
-        stats: StoreStats::default(),
-    });
     let others: Vec<&Member> = members.iter().filter(|member| member.id != me).collect();
-    let peer_stats: Arc<BTreeMap<u64, Arc<PeerStats>>> =
-        Arc::new(others.iter().map(|member| (member.id, Arc::default())).collect());
-    let mut links = Vec::new();
-    for member in &others {
-        let urls: Result<Vec<Url>, _> = member.peer_urls.iter().map(|url| Url::parse(url)).collect();
-        let urls = urls.with_context(|| format!("peer URLs of member {:x}", member.id))?;
-        links.push((member.id, urls, Arc::clone(&peer_stats[&member.id])));
-    }
+    let peer_stats: PeerTable = Arc::new(others.iter().map(|member| (member.id, Arc::default())).collect());
     let dialler = Dialler { cluster: identity.cluster_id, me, tls: peer_client_tls };
-    let peers = Peers::start(links, dialler, inputs.clone(), tokio::runtime::Handle::current());
-
-    let core_config = CoreConfig {
-        id: me,
-        heartbeat_ticks: 1,
-        election_ticks: usize::try_from(config.election.as_millis() / config.heartbeat.as_millis())?,
-        fixed_election_ticks: None,
-    };
-    let mut core = Core::new(&core_config, voters, applied, log)?;
-    if others.is_empty() {
-        core.campaign();
-    }
-    let settings = Settings { tick: config.heartbeat, cluster_version: CLUSTER_VERSION };
-    let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(&shared), settings);
-    let applier = Applier {
-        shared: Arc::clone(&shared),
-        tasks: task_queue,
-        inputs: inputs.clone(),
-        jobs,
-        snapshot_count: config.snapshot_count,
-        checkpoint: applied.index,
-    };
-    let imager = Imager {
-        state,
-        identity,
-        shared: Arc::clone(&shared),
-        jobs: job_queue,
-        inputs: inputs.clone(),
-        written: index,
-        applied: applied.index,
-    };
-    let (failed, mut failures) = mpsc::unbounded_channel();
-    let threads = [
-        spawn("raft", &failed, move || driver.run().map_err(Into::into))?,
-        spawn("apply", &failed, move || applier.run().map_err(Into::into))?,
-        spawn("image", &failed, move || imager.run().map_err(Into::into))?,
-    ];
-    drop(failed);
+    let peers = Peers::start(links(&others, &peer_stats)?, dialler, inputs.clone(), runtime());
+    let shared = share(&config, identity, machine);
+    let (threads, mut failures) =
+        start_threads(&config, Disk { log, state, identity }, &shared, peers, (inputs.clone(), input_queue))?;
 
     for (listener, url) in peer_listeners {
         let tls = if is_https(&url) { peer_server_tls.clone() } else { None };
@@ -161,41 +101,149 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     }
     let handle = Handle::new(Arc::clone(&shared), inputs.clone(), rand::random(), config.election);
     let (stop_serving, stop) = watch::channel(false);
-    let serving = serve_when_published(&config, handle.clone(), peer_stats, client_listeners, client_tls, stop);
+    let serving =
+        serve_when_published(&config, handle.clone(), peer_stats, client_listeners, client_tls, stop);
+    let ended = until_signal(serving, &mut failures).await?;
 
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::pin!(serving);
-    let mut served = false;
-    let ended = loop {
-        tokio::select! {
-            result = &mut serving, if !served => {
-                result?;
-                served = true;
-            }
-            failure = failures.recv() => match failure {
-                Some((thread, error)) => bail!("{error:#} (in the {thread} thread; this member stops so that it \
-                                                does not differ from the others)"),
-                None => bail!("all threads have ended"),
-            },
-            _ = terminate.recv() => break Ended::Signal(SignalKind::terminate().as_raw_value()),
-            _ = interrupt.recv() => break Ended::Signal(SignalKind::interrupt().as_raw_value()),
-        }
-    };
     tracing::info!("received a signal to stop, shutting down");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     hand_over(&shared, &inputs, config.election, !others.is_empty()).await;
     let _ = stop_serving.send(true);
     let _ = inputs.send(Input::Stop);
     drop((inputs, handle));
-    let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
-    if tokio::time::timeout(Duration::from_secs(20), joined).await.is_err() {
+    let joined =
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+    if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
         tracing::warn!("the threads do not end; leaving them (the raft log holds everything)");
     }
-    while let Ok((thread, error)) = failures.try_recv() {
-        bail!("{error:#} (in the {thread} thread, while stopping)");
+    match failures.try_recv() {
+        Ok((thread, error)) => bail!("{error:#} (in the {thread} thread, while stopping)"),
+        Err(_) => Ok(ended),
     }
-    Ok(ended)
+}
+
+/// What happens to the other members, by their ids.
+type PeerTable = Arc<BTreeMap<u64, Arc<PeerStats>>>;
+/// Why a thread ended, and which.
+type Failures = mpsc::UnboundedReceiver<(&'static str, anyhow::Error)>;
+
+/// Time for the threads to end after the last client.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn runtime() -> tokio::runtime::Handle {
+    tokio::runtime::Handle::current()
+}
+
+fn links(others: &[&Member], stats: &PeerTable) -> anyhow::Result<Vec<PeerLink>> {
+    let link = |member: &&Member| {
+        let urls: Result<Vec<Url>, _> = member.peer_urls.iter().map(|url| Url::parse(url)).collect();
+        let urls = urls.with_context(|| format!("peer URLs of member {:x}", member.id))?;
+        Ok(PeerLink { id: member.id, urls, stats: Arc::clone(&stats[&member.id]) })
+    };
+    others.iter().map(link).collect()
+}
+
+fn share(config: &Config, identity: Identity, machine: Machine) -> Arc<Shared> {
+    Arc::new(Shared {
+        member_id: identity.member_id,
+        cluster_id: identity.cluster_id,
+        name: config.name.clone(),
+        started: wall_clock(),
+        has_expiries: AtomicBool::new(machine.tree.has_expiries()),
+        applied: AtomicU64::new(machine.applied.index),
+        machine: RwLock::new(machine),
+        hub: Mutex::default(),
+        waiters: Mutex::default(),
+        snapshot: Mutex::default(),
+        leadership: watch::Sender::new((Leadership::default(), now())),
+        stats: StoreStats::default(),
+    })
+}
+
+/// What is on disk, for the threads that own it.
+struct Disk {
+    log: EngineLog,
+    state: SledState,
+    identity: Identity,
+}
+
+fn start_threads(
+    config: &Config,
+    disk: Disk,
+    shared: &Arc<Shared>,
+    peers: Peers,
+    (inputs, input_queue): (SyncSender<Input>, Receiver<Input>),
+) -> anyhow::Result<(Vec<thread::JoinHandle<()>>, Failures)> {
+    let (voters, applied, index) = {
+        let machine = shared.machine.read();
+        (machine.membership.ids(), machine.applied, machine.tree.index())
+    };
+    let core_config = CoreConfig {
+        id: shared.member_id,
+        heartbeat_ticks: 1,
+        election_ticks: usize::try_from(config.election.as_millis() / config.heartbeat.as_millis())?,
+        fixed_election_ticks: None,
+    };
+    let alone = voters.len() == 1;
+    let mut core = Core::new(&core_config, voters, applied, disk.log)?;
+    if alone {
+        core.campaign();
+    }
+    let (tasks, task_queue) = sync_channel(TASK_QUEUE);
+    let (jobs, job_queue) = sync_channel(JOB_QUEUE);
+    let settings = Settings { tick: config.heartbeat, cluster_version: CLUSTER_VERSION };
+    let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);
+    let applier = Applier {
+        shared: Arc::clone(shared),
+        tasks: task_queue,
+        inputs: inputs.clone(),
+        jobs,
+        snapshot_count: config.snapshot_count,
+        checkpoint: applied.index,
+    };
+    let imager = Imager {
+        state: disk.state,
+        identity: disk.identity,
+        shared: Arc::clone(shared),
+        jobs: job_queue,
+        inputs,
+        written: index,
+        applied: applied.index,
+    };
+    let (failed, failures) = mpsc::unbounded_channel();
+    let threads = vec![
+        spawn("raft", &failed, move || driver.run().map_err(Into::into))?,
+        spawn("apply", &failed, move || applier.run().map_err(Into::into))?,
+        spawn("image", &failed, move || imager.run().map_err(Into::into))?,
+    ];
+    Ok((threads, failures))
+}
+
+/// Waits for a signal, and meanwhile lets `serving` get to where it serves.
+async fn until_signal(
+    serving: impl Future<Output = anyhow::Result<()>>,
+    failures: &mut Failures,
+) -> anyhow::Result<Ended> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::pin!(serving);
+    let mut served = false;
+    loop {
+        tokio::select! {
+            result = &mut serving, if !served => {
+                result?;
+                served = true;
+            }
+            failure = failures.recv() => match failure {
+                Some((thread, error)) => bail!(
+                    "{error:#} (in the {thread} thread; this member stops so that it does not differ from the others)"
+                ),
+                None => bail!("all threads have ended"),
+            },
+            _ = terminate.recv() => return Ok(Ended::Signal(SignalKind::terminate().as_raw_value())),
+            _ = interrupt.recv() => return Ok(Ended::Signal(SignalKind::interrupt().as_raw_value())),
+        }
+    }
 }
 
 fn is_https(url: &Url) -> bool {
@@ -217,13 +265,18 @@ fn spawn(
         };
         let _ = failed.send((name, error));
     };
-    thread::Builder::new().name(name.to_owned()).spawn(run).with_context(|| format!("cannot start the {name} thread"))
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .with_context(|| format!("cannot start the {name} thread"))
 }
 
 async fn bind(urls: &[Url], flag: &str) -> anyhow::Result<Vec<(TcpListener, Url)>> {
     let mut listeners = Vec::new();
     for url in urls {
-        let addr = url.listen_addrs().with_context(|| format!("--{flag}: expected IP in URL for binding ({url})"))?;
+        let addr = url
+            .listen_addrs()
+            .with_context(|| format!("--{flag}: expected IP in URL for binding ({url})"))?;
         let listener = TcpListener::bind(addr).await.map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "another process listens there",
@@ -254,30 +307,27 @@ fn open(config: &Config) -> anyhow::Result<Opened> {
     let lock = lock(&member_dir)?;
     let mut log = EngineLog::open(&log_dir)?;
     let mut state = SledState::open(&state_dir)?;
-    let (identity, machine) = match state.load()? {
-        Some((identity, machine)) => {
-            let bootstrap = Position { index: machine.membership.ids().len() as u64, term: 1 };
-            if log.is_empty() && machine.applied != bootstrap {
-                bail!(
-                    "the raft log in {} is missing although this member has been running: without it, it could \
+    let (identity, machine) = if let Some((identity, machine)) = state.load()? {
+        let bootstrap = Position { index: machine.membership.ids().len() as u64, term: 1 };
+        if log.is_empty() && machine.applied != bootstrap {
+            bail!(
+                "the raft log in {} is missing although this member has been running: without it, it could \
                      forget what it has promised to the others; restore the directory",
-                    log_dir.display()
-                );
-            }
-            tracing::debug!(dir = %config.data_dir.display(), "the initial-* flags are ignored: the data directory knows");
-            (identity, machine)
+                log_dir.display()
+            );
         }
-        None => {
-            if !log.is_empty() {
-                bail!(
-                    "the applied state in {} is missing although there is a raft log; restore the directory",
-                    state_dir.display()
-                );
-            }
-            let (identity, machine) = bootstrap(config)?;
-            state.replace(identity, &machine)?;
-            (identity, machine)
+        tracing::debug!(dir = %config.data_dir.display(), "the initial-* flags are ignored: the data directory knows");
+        (identity, machine)
+    } else {
+        if !log.is_empty() {
+            bail!(
+                "the applied state in {} is missing although there is a raft log; restore the directory",
+                state_dir.display()
+            );
         }
+        let (identity, machine) = bootstrap(config)?;
+        state.replace(identity, &machine)?;
+        (identity, machine)
     };
     if log.is_empty() {
         use crate::log::LogStore as _;
@@ -321,7 +371,10 @@ fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("--data-dir: cannot write {}", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!("--data-dir: another process uses {} ({error}); stop it or use another directory", dir.display())
+        anyhow::anyhow!(
+            "--data-dir: another process uses {} ({error}); stop it or use another directory",
+            dir.display()
+        )
     })
 }
 
@@ -350,7 +403,9 @@ async fn serve_when_published(
             Command::Publish { member, name: config.name.clone(), client_urls: client_urls.clone() };
         match handle.propose(command).await {
             Ok(_) => break,
-            Err(error) => tracing::warn!(why = error.cause, "not yet published: waiting for a quorum of the members"),
+            Err(error) => {
+                tracing::warn!(why = error.cause, "not yet published: waiting for a quorum of the members");
+            }
         }
     }
     let api = Arc::new(Api { handle, peers });

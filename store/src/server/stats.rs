@@ -153,7 +153,11 @@ impl Latency {
     }
 
     fn deviation(&self) -> f64 {
-        if self.count == 0.0 { 0.0 } else { (self.squares / self.count - self.average().powi(2)).max(0.0).sqrt() }
+        if self.count == 0.0 {
+            0.0
+        } else {
+            (self.squares / self.count - self.average().powi(2)).max(0.0).sqrt()
+        }
     }
 }
 
@@ -261,7 +265,9 @@ mod tests {
         let stats = StoreStats::default();
         stats.count(Kind::Sets, true);
         stats.count(Kind::Gets, false);
-        assert!(stats.body(2).starts_with("{\"getsSuccess\":0,\"getsFail\":1,\"setsSuccess\":1,\"setsFail\":0,"));
+        assert!(
+            stats.body(2).starts_with("{\"getsSuccess\":0,\"getsFail\":1,\"setsSuccess\":1,\"setsFail\":0,")
+        );
         assert!(stats.body(2).ends_with("\"expireCount\":0,\"watchers\":2}"));
     }
 }

@@ -64,10 +64,16 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
         })?;
     }
     if store.is_empty() {
-        return Err(TlsError::Content { path: path.display().to_string(), why: "no certificate in it".to_owned() });
+        return Err(TlsError::Content {
+            path: path.display().to_string(),
+            why: "no certificate in it".to_owned(),
+        });
     }
     Ok(store)
 }
+
+/// When certificate and key were last changed.
+type Times = (SystemTime, SystemTime);
 
 /// A certificate and its key that are read again when a file changes, so that renewed ones are used without
 /// a restart, as etcd does.
@@ -75,7 +81,7 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
 pub struct Reloading {
     cert: PathBuf,
     key: PathBuf,
-    state: Mutex<(Option<(SystemTime, SystemTime)>, Arc<CertifiedKey>)>,
+    state: Mutex<(Option<Times>, Arc<CertifiedKey>)>,
 }
 
 impl Reloading {
@@ -99,7 +105,9 @@ impl Reloading {
                     *state = (times, certified);
                 }
                 // The two files are replaced one after the other; the old pair serves until both fit.
-                Err(error) => tracing::warn!(%error, "a changed certificate cannot be used; the old one stays"),
+                Err(error) => {
+                    tracing::warn!(%error, "a changed certificate cannot be used; the old one stays");
+                }
             }
         }
         Arc::clone(&state.1)
@@ -122,7 +130,7 @@ impl ResolvesClientCert for Reloading {
     }
 }
 
-fn modified(cert: &Path, key: &Path) -> Option<(SystemTime, SystemTime)> {
+fn modified(cert: &Path, key: &Path) -> Option<Times> {
     let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     Some((time(cert)?, time(key)?))
 }
@@ -132,16 +140,20 @@ fn load(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
         CertificateDer::pem_file_iter(cert).map_err(|error| read_error(cert, error))?.collect();
     let chain = chain.map_err(|error| read_error(cert, error))?;
     if chain.is_empty() {
-        return Err(TlsError::Content { path: cert.display().to_string(), why: "no certificate in it".to_owned() });
+        return Err(TlsError::Content {
+            path: cert.display().to_string(),
+            why: "no certificate in it".to_owned(),
+        });
     }
     let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| read_error(key, error))?;
-    let certified = CertifiedKey::from_der(chain, key_der, &provider()).map_err(|error| TlsError::Content {
-        path: key.display().to_string(),
-        why: match error {
-            rustls::Error::InconsistentKeys(_) => format!("is not the key of {}", cert.display()),
-            other => other.to_string(),
-        },
-    })?;
+    let certified =
+        CertifiedKey::from_der(chain, key_der, &provider()).map_err(|error| TlsError::Content {
+            path: key.display().to_string(),
+            why: match error {
+                rustls::Error::InconsistentKeys(_) => format!("is not the key of {}", cert.display()),
+                other => other.to_string(),
+            },
+        })?;
     Ok(Arc::new(certified))
 }
 
@@ -158,7 +170,10 @@ pub fn server_config(tls: &Tls, mutual: bool, alpn: &[&[u8]]) -> Result<Option<A
         Some(ca) if mutual || tls.cert_auth => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
                 .build()
-                .map_err(|error| TlsError::Content { path: ca.display().to_string(), why: error.to_string() })?;
+                .map_err(|error| TlsError::Content {
+                    path: ca.display().to_string(),
+                    why: error.to_string(),
+                })?;
             builder.with_client_cert_verifier(verifier)
         }
         Some(ca) => {
@@ -196,13 +211,17 @@ pub fn server_name(host: &str) -> Option<ServerName<'static>> {
 
 /// Whether a certificate that a member showed is valid for the address it came from. A certificate with DNS
 /// names only cannot be checked against an address and passes, its CA and usage having been verified.
+///
+/// # Errors
+/// What is wrong with it, for the log.
 pub fn is_valid_for(certificate: &CertificateDer<'_>, from: IpAddr) -> Result<(), String> {
     let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|error| error.to_string())?;
     let name = ServerName::from(from);
     match parsed.verify_is_valid_for_subject_name(&name) {
         Ok(()) => Ok(()),
         Err(webpki::Error::CertNotValidForName(context)) => {
-            let ips: Vec<&String> = context.presented.iter().filter(|name| name.contains("IpAddress")).collect();
+            let ips: Vec<&String> =
+                context.presented.iter().filter(|name| name.contains("IpAddress")).collect();
             if ips.is_empty() && !context.presented.is_empty() {
                 return Ok(());
             }

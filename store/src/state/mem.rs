@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Delta, Identity, StateError, StateStore};
 use crate::machine::Machine;
-use crate::membership::Membership;
 use crate::machine::Position;
+use crate::membership::Membership;
 use crate::tree::image::StoredNode;
 use crate::tree::{Event, Tree};
 
@@ -56,7 +56,10 @@ impl StateStore for MemState {
 
     fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
         let Some(content) = &mut self.now else {
-            return Err(StateError::Damaged { dir: "memory".to_owned(), what: "nothing to change yet".to_owned() });
+            return Err(StateError::Damaged {
+                dir: "memory".to_owned(),
+                what: "nothing to change yet".to_owned(),
+            });
         };
         content.applied = delta.applied;
         content.index = delta.index;

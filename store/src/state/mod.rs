@@ -7,8 +7,8 @@ pub mod mem;
 pub mod sled;
 
 use crate::machine::Machine;
-use crate::membership::Membership;
 use crate::machine::Position;
+use crate::membership::Membership;
 use crate::tree::Event;
 use crate::tree::image::StoredNode;
 
@@ -80,8 +80,12 @@ impl Delta {
         });
         let nodes = nodes.collect();
         let history = machine.tree.history();
-        let mut events: Vec<Event> =
-            history.iter().rev().take_while(|event| event.index() > since).map(|event| (**event).clone()).collect();
+        let mut events: Vec<Event> = history
+            .iter()
+            .rev()
+            .take_while(|event| event.index() > since)
+            .map(|event| (**event).clone())
+            .collect();
         events.reverse();
         Delta {
             applied: machine.applied,

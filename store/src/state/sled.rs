@@ -50,7 +50,8 @@ impl SledState {
             .cache_capacity(CACHE_BYTES)
             .mode(Mode::LowSpace)
             .flush_every_ms(None);
-        let db = config.open().map_err(|source| StateError::Engine { dir: dir.display().to_string(), source })?;
+        let db =
+            config.open().map_err(|source| StateError::Engine { dir: dir.display().to_string(), source })?;
         Ok(SledState { db, dir: dir.to_owned(), identity: None })
     }
 
@@ -116,13 +117,12 @@ impl StateStore for SledState {
     }
 
     fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
-        let identity = match self.identity {
-            Some(identity) => identity,
-            None => {
-                let meta = self.db.get(KEY_META).map_err(self.fail())?;
-                let meta = meta.ok_or_else(|| self.damaged("a change came before the first image"))?;
-                self.read::<Meta>(&meta, "its description")?.identity
-            }
+        let identity = if let Some(identity) = self.identity {
+            identity
+        } else {
+            let meta = self.db.get(KEY_META).map_err(self.fail())?;
+            let meta = meta.ok_or_else(|| self.damaged("a change came before the first image"))?;
+            self.read::<Meta>(&meta, "its description")?.identity
         };
         self.identity = Some(identity);
         let mut batch = Batch::default();
@@ -219,7 +219,13 @@ mod tests {
                 let op = match (round * 7 + n) % 5 {
                     0 => Op::Delete { path: "/1/d1".into(), dir: true, recursive: true },
                     1 => Op::Delete { path, dir: false, recursive: false },
-                    _ => Op::Set { path, dir: false, value: n.to_string(), expires_ns: Some(9), refresh: false },
+                    _ => Op::Set {
+                        path,
+                        dir: false,
+                        value: n.to_string(),
+                        expires_ns: Some(9),
+                        refresh: false,
+                    },
                 };
                 let _ = live.tree.apply(&op);
                 live.applied.index += 1;
@@ -238,6 +244,9 @@ mod tests {
         }
         let other = machine();
         SledState::open(dir.path()).unwrap().replace(identity, &other).unwrap();
-        assert_eq!(SledState::open(dir.path()).unwrap().load().unwrap().unwrap().1.snapshot(), other.snapshot());
+        assert_eq!(
+            SledState::open(dir.path()).unwrap().load().unwrap().unwrap().1.snapshot(),
+            other.snapshot()
+        );
     }
 }

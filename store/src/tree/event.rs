@@ -73,9 +73,7 @@ impl Event {
     /// look back from `/foobar`.
     fn matches(&self, path: &str, recursive: bool) -> bool {
         let key = self.node.path.as_str();
-        let below = |dir: &str| {
-            dir == "/" || key.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
-        };
+        let below = |dir: &str| dir == "/" || key.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'));
         let removed_dir = matches!(self.action, Action::Delete | Action::Expire)
             && self.prev.as_ref().is_some_and(|prev| prev.dir);
         !self.refresh && (key == path || (recursive && below(path)) || (removed_dir && path.starts_with(key)))

@@ -243,11 +243,8 @@ impl Tree {
             self.forget_expiry(prev);
         }
         let next = self.index + 1;
-        let node = if dir {
-            Node::dir(next, expires_ns)
-        } else {
-            Node::file(next, value.to_owned(), expires_ns)
-        };
+        let node =
+            if dir { Node::dir(next, expires_ns) } else { Node::file(next, value.to_owned(), expires_ns) };
         let view = node.view(path, Depth::Node);
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));
@@ -337,8 +334,7 @@ impl Tree {
     }
 
     pub(super) fn find_mut(&mut self, path: &str) -> Option<&mut Node> {
-        path::components(path)
-            .try_fold(&mut self.root, |node, (_, name)| node.children_mut()?.get_mut(name))
+        path::components(path).try_fold(&mut self.root, |node, (_, name)| node.children_mut()?.get_mut(name))
     }
 
     /// Makes the change visible: next index, history, and the mark for the stored image.

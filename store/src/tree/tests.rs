@@ -83,7 +83,13 @@ fn refusals_have_etcds_code_and_cause() {
         expires_ns: None,
         refresh: false,
     };
-    let refresh = Op::Set { path: "/1/no".into(), dir: false, value: String::new(), expires_ns: Some(1), refresh: true };
+    let refresh = Op::Set {
+        path: "/1/no".into(),
+        dir: false,
+        value: String::new(),
+        expires_ns: Some(1),
+        refresh: true,
+    };
     let forget = Op::CompareAndDelete { path: "/1".into(), prev_value: Some("x".into()), prev_index: None };
     for (op, want) in [
         (set("/1/f/below", ""), (104, "/1/f")),
@@ -120,9 +126,11 @@ fn a_file_can_become_a_directory_and_in_order_keys_have_twenty_digits() {
     tree.apply(&set("/1/a", "1")).unwrap();
     let event = tree.apply(&mkdir("/1/a")).unwrap().event;
     assert_eq!(event.prev.as_ref().unwrap().value.as_deref(), Some("1"));
-    let queue = Op::Create { path: "/1/q".into(), dir: false, value: "v".into(), expires_ns: None, in_order: true };
+    let queue =
+        Op::Create { path: "/1/q".into(), dir: false, value: "v".into(), expires_ns: None, in_order: true };
     assert_eq!(tree.apply(&queue).unwrap().event.node.path, "/1/q/00000000000000000003");
-    let root = Op::Create { path: "/1".into(), dir: true, value: String::new(), expires_ns: None, in_order: true };
+    let root =
+        Op::Create { path: "/1".into(), dir: true, value: String::new(), expires_ns: None, in_order: true };
     assert_eq!(tree.apply(&root).unwrap().event.node.path, "/1/00000000000000000004");
 }
 
@@ -130,7 +138,8 @@ fn a_file_can_become_a_directory_and_in_order_keys_have_twenty_digits() {
 fn updating_a_directory_shows_an_index_that_it_does_not_keep() {
     let mut tree = Tree::new();
     tree.apply(&mkdir("/1/d")).unwrap();
-    let update = Op::Update { path: "/1/d".into(), value: String::new(), expires_ns: Some(9), refresh: false };
+    let update =
+        Op::Update { path: "/1/d".into(), value: String::new(), expires_ns: Some(9), refresh: false };
     assert_eq!(tree.apply(&update).unwrap().event.node.modified, 2);
     assert_eq!(tree.get("/1/d", false).unwrap().modified, 1);
     assert!(tree.has_expiries());
@@ -184,7 +193,8 @@ fn watchers_hear_what_concerns_them_once() {
     let mut tree = Tree::new();
     let mut hub = Hub::default();
     let logs: Vec<Mutex<Vec<u64>>> = (0..7).map(|_| Mutex::default()).collect();
-    let watch = |path: &str, recursive, stream, since| WatchRequest { path: path.into(), recursive, stream, since };
+    let watch =
+        |path: &str, recursive, stream, since| WatchRequest { path: path.into(), recursive, stream, since };
     for (log, request) in logs.iter().zip([
         watch("/1", true, true, 0),
         watch("/1/d", false, true, 0),
@@ -197,11 +207,17 @@ fn watchers_hear_what_concerns_them_once() {
         hub.add(request, Reader(log, 100));
     }
     for op in [
-        set("/1/d/x", "1"),                  // 1
-        set("/1/d/_h", "1"),                 // 2: hidden from above
-        Op::Set { path: "/1/d/x".into(), dir: false, value: String::new(), expires_ns: Some(1), refresh: true }, // 3
-        set("/1/d/x", "2"),                  // 4
-        delete("/1/d", true, true),          // 5: everyone below is told
+        set("/1/d/x", "1"),  // 1
+        set("/1/d/_h", "1"), // 2: hidden from above
+        Op::Set {
+            path: "/1/d/x".into(),
+            dir: false,
+            value: String::new(),
+            expires_ns: Some(1),
+            refresh: true,
+        }, // 3
+        set("/1/d/x", "2"),  // 4
+        delete("/1/d", true, true), // 5: everyone below is told
     ] {
         hub.notify(&tree.apply(&op).unwrap());
     }
@@ -229,7 +245,10 @@ fn the_history_answers_from_any_index_it_keeps_and_says_when_it_does_not() {
     }
     let (index, history) = (tree.index(), tree.history());
     let cleared = history.scan("/1/k0", false, 5, index).unwrap_err();
-    assert_eq!((cleared.code.number(), cleared.cause.as_str()), (401, "the requested history has been cleared [6/5]"));
+    assert_eq!(
+        (cleared.code.number(), cleared.cause.as_str()),
+        (401, "the requested history has been cleared [6/5]")
+    );
     assert_eq!(history.scan("/1/k5", false, 6, index).unwrap().unwrap().index(), 6);
     assert_eq!(history.scan("/1/k5", false, 7, index).unwrap().unwrap().index(), 16);
     assert!(history.scan("/1/other", false, 6, index).unwrap().is_none());
@@ -243,24 +262,42 @@ enum Step {
 }
 
 fn path() -> impl Strategy<Value = String> {
-    proptest::collection::vec(prop_oneof!["[ab]", "_h"], 1..4).prop_map(|names| format!("/1/{}", names.join("/")))
+    proptest::collection::vec(prop_oneof!["[ab]", "_h"], 1..4)
+        .prop_map(|names| format!("/1/{}", names.join("/")))
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let time = || proptest::option::of(0i64..20);
     let op = prop_oneof![
-        (path(), any::<bool>(), "[xy]", time(), any::<bool>()).prop_map(|(path, dir, value, expires_ns, refresh)| {
-            Op::Set { path, dir: dir && !refresh, value, expires_ns, refresh }
-        }),
+        (path(), any::<bool>(), "[xy]", time(), any::<bool>()).prop_map(
+            |(path, dir, value, expires_ns, refresh)| {
+                Op::Set { path, dir: dir && !refresh, value, expires_ns, refresh }
+            }
+        ),
         (path(), any::<bool>(), time(), any::<bool>()).prop_map(|(path, dir, expires_ns, in_order)| {
             Op::Create { path, dir, value: "c".into(), expires_ns, in_order }
         }),
-        (path(), "[xy]?", time())
-            .prop_map(|(path, value, expires_ns)| Op::Update { path, value, expires_ns, refresh: false }),
-        (path(), proptest::option::of("[xy]"), time()).prop_map(|(path, prev_value, expires_ns)| {
-            Op::CompareAndSwap { path, prev_value, prev_index: None, value: "s".into(), expires_ns, refresh: false }
+        (path(), "[xy]?", time()).prop_map(|(path, value, expires_ns)| Op::Update {
+            path,
+            value,
+            expires_ns,
+            refresh: false
         }),
-        (path(), any::<bool>(), any::<bool>()).prop_map(|(path, dir, recursive)| Op::Delete { path, dir, recursive }),
+        (path(), proptest::option::of("[xy]"), time()).prop_map(|(path, prev_value, expires_ns)| {
+            Op::CompareAndSwap {
+                path,
+                prev_value,
+                prev_index: None,
+                value: "s".into(),
+                expires_ns,
+                refresh: false,
+            }
+        }),
+        (path(), any::<bool>(), any::<bool>()).prop_map(|(path, dir, recursive)| Op::Delete {
+            path,
+            dir,
+            recursive
+        }),
         (path(), "[xy]").prop_map(|(path, value)| {
             Op::CompareAndDelete { path, prev_value: Some(value), prev_index: None }
         }),
@@ -297,7 +334,10 @@ fn replay(model: &mut Model, event: &Event) {
 
 fn flatten(tree: &Tree) -> Model {
     let nodes = tree.stored_nodes().into_iter();
-    nodes.filter(|(path, _)| path.starts_with("/1/")).map(|(path, n)| (path, (n.value, n.expires_ns))).collect()
+    nodes
+        .filter(|(path, _)| path.starts_with("/1/"))
+        .map(|(path, n)| (path, (n.value, n.expires_ns)))
+        .collect()
 }
 
 proptest! {

@@ -85,6 +85,8 @@ impl Envelope {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -120,11 +122,7 @@ mod tests {
                 refresh: false,
             }),
             Command::V2(Op::Delete { path: "/1/a".into(), dir: false, recursive: true }),
-            Command::V2(Op::CompareAndDelete {
-                path: "/1/a".into(),
-                prev_value: None,
-                prev_index: Some(1),
-            }),
+            Command::V2(Op::CompareAndDelete { path: "/1/a".into(), prev_value: None, prev_index: Some(1) }),
             Command::Publish { member: 1, name: "n1".into(), client_urls: vec!["http://a:1".into()] },
             Command::SetClusterVersion("3.2.0".into()),
             Command::Sync { now_ns: 1_000_000_000 },
@@ -146,7 +144,12 @@ mod tests {
             "0107090380a8d6b907",
         ];
         let id = RequestId { member: 7, number: 9 };
-        let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let hex = |bytes: Vec<u8>| {
+            bytes.iter().fold(String::new(), |mut hex, byte| {
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
+        };
         let written: Vec<String> =
             sample().into_iter().map(|command| hex(Envelope { id, command }.encode())).collect();
         assert_eq!(written, golden);

@@ -1,5 +1,7 @@
 //! JSON strings as Go's `encoding/json` writes them, which is what clients of etcd have seen for years.
 
+use std::fmt::Write as _;
+
 /// Appends `text` in quotes. `<`, `>`, `&` and the two Unicode line separators are escaped, other characters
 /// above the control range are not. U+FFFD is, because it stands for bytes that were no UTF-8 (replaced when
 /// they came in), which Go writes so.
@@ -19,7 +21,7 @@ pub fn write_string(out: &mut String, text: &str) {
         out.push_str(&text[clean_from..at]);
         clean_from = at + c.len_utf8();
         if short.is_empty() {
-            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
         } else {
             out.push_str(short);
         }
@@ -55,7 +57,10 @@ mod tests {
 
     #[test]
     fn escapes_are_gos() {
-        assert_eq!(string("a<b>&\"\\\n\r\t\u{8}é\u{2028}"), r#""a\u003cb\u003e\u0026\"\\\n\r\t\u0008é\u2028""#);
+        assert_eq!(
+            string("a<b>&\"\\\n\r\t\u{8}é\u{2028}"),
+            r#""a\u003cb\u003e\u0026\"\\\n\r\t\u0008é\u2028""#
+        );
     }
 
     proptest! {

@@ -139,12 +139,16 @@ impl Verdict {
     pub const fn advice(self) -> &'static str {
         match self {
             Verdict::Welcome => "accepted",
-            Verdict::OtherVersion => "it speaks another version of the peer protocol; upgrade the older member",
+            Verdict::OtherVersion => {
+                "it speaks another version of the peer protocol; upgrade the older member"
+            }
             Verdict::OtherCluster => {
                 "it belongs to another cluster; compare --initial-cluster and --initial-cluster-token"
             }
             Verdict::UnknownMember => "it does not know this member; compare --initial-cluster",
-            Verdict::NotMe => "another member answers at this URL; compare the peer URLs in --initial-cluster",
+            Verdict::NotMe => {
+                "another member answers at this URL; compare the peer URLs in --initial-cluster"
+            }
         }
     }
 

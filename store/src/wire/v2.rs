@@ -110,7 +110,8 @@ pub fn ttl_s(expires_ns: i64, now_ns: i64) -> i64 {
 
 /// A time as Go's RFC 3339 with nanoseconds, trailing zeros dropped, in UTC.
 pub fn rfc3339(ns: i64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let time =
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     time.format(&time::format_description::well_known::Rfc3339)
         .unwrap_or_else(|_| "1970-01-01T00:00:00Z".to_owned())
 }
@@ -188,7 +189,8 @@ impl ApiError {
 
 impl From<TreeError> for ApiError {
     fn from(error: TreeError) -> ApiError {
-        let is_path = !matches!(error.code, crate::tree::Code::CompareFailed | crate::tree::Code::EventCleared);
+        let is_path =
+            !matches!(error.code, crate::tree::Code::CompareFailed | crate::tree::Code::EventCleared);
         let cause = if is_path { user_path(&error.cause).to_owned() } else { error.cause };
         ApiError { code: error.code.number(), cause, index: error.index }
     }
@@ -213,8 +215,7 @@ mod tests {
 
     #[test]
     fn bodies_are_etcds() {
-        let event =
-            Event { action: Action::Set, node: view("/1/a", Some("1")), prev: None, refresh: false };
+        let event = Event { action: Action::Set, node: view("/1/a", Some("1")), prev: None, refresh: false };
         assert_eq!(
             event_body(&event, 0),
             "{\"action\":\"set\",\"node\":{\"key\":\"/a\",\"value\":\"1\",\"modifiedIndex\":4,\"createdIndex\":4}}\n"
@@ -232,13 +233,21 @@ mod tests {
     #[test]
     fn errors_carry_cause_and_index() {
         let error = ApiError { code: 100, cause: "/nokey".into(), index: 5 };
-        assert_eq!(error.body(), "{\"errorCode\":100,\"message\":\"Key not found\",\"cause\":\"/nokey\",\"index\":5}\n");
-        assert_eq!(ApiError::new(102, "").body(), "{\"errorCode\":102,\"message\":\"Not a file\",\"index\":0}\n");
+        assert_eq!(
+            error.body(),
+            "{\"errorCode\":100,\"message\":\"Key not found\",\"cause\":\"/nokey\",\"index\":5}\n"
+        );
+        assert_eq!(
+            ApiError::new(102, "").body(),
+            "{\"errorCode\":102,\"message\":\"Not a file\",\"index\":0}\n"
+        );
     }
 
     #[test]
     fn seconds_are_rounded_up_and_go_negative() {
-        for (left, want) in [(0, 0), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (-1, 0), (-1_500_000_000, -1)] {
+        for (left, want) in
+            [(0, 0), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (-1, 0), (-1_500_000_000, -1)]
+        {
             assert_eq!(ttl_s(left, 0), want, "{left} ns left");
         }
     }

@@ -119,8 +119,9 @@ impl Form {
     fn index(&self, name: &str) -> Result<u64, ApiError> {
         match self.text(name) {
             "" => Ok(0),
-            text => parse_uint(text)
-                .ok_or_else(|| ApiError::new(203, format!("invalid value for \"{name}\""))),
+            text => {
+                parse_uint(text).ok_or_else(|| ApiError::new(203, format!("invalid value for \"{name}\"")))
+            }
         }
     }
 }

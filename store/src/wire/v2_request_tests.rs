@@ -49,7 +49,10 @@ fn checks_answer_with_etcds_code_and_cause() {
 fn requests_become_the_operations_that_etcd_carries_out() {
     use Method::{Delete, Get, Post, Put};
     assert!(matches!(op(Put, "prevExist=true", ""), Op::Update { .. }));
-    assert!(matches!(op(Put, "prevExist=true&prevIndex=3", ""), Op::CompareAndSwap { prev_index: Some(3), .. }));
+    assert!(matches!(
+        op(Put, "prevExist=true&prevIndex=3", ""),
+        Op::CompareAndSwap { prev_index: Some(3), .. }
+    ));
     assert!(matches!(op(Put, "prevValue=x", ""), Op::CompareAndSwap { prev_index: None, .. }));
     assert!(matches!(op(Put, "prevExist=false&prevValue=x", ""), Op::Create { in_order: false, .. }));
     assert!(matches!(op(Put, "prevIndex=0", ""), Op::Set { .. }));
