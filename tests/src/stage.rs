@@ -76,7 +76,11 @@ impl<'f> Stage<'f> {
         self.dir.path().join(format!("{name}.log"))
     }
 
-    fn start_unit(&self, host: usize, name: &str, unit: &str) -> Result<Unit> {
+    /// Starts what any unit says on a host.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_unit(&self, host: usize, name: &str, unit: &str) -> Result<Unit> {
         let on = &self.hosts[host];
         let name = format!("{name}-{}", on.host.address);
         let socket = self.dir.path().join(format!("{name}.notify"));

@@ -115,6 +115,31 @@ impl<'f> Installation<'f> {
         Ok(Self { host, root: root.to_owned() })
     }
 
+    /// Adds what `docs/install/README.md` has its reader add: the programs, certificates and environment files
+    /// below `/opt/weft`, with the host's own name and address in `store.env`.
+    ///
+    /// # Errors
+    /// When a file cannot be copied.
+    pub fn install_weft(&self, number: usize) -> Result<()> {
+        let opt = self.root.join("opt/weft");
+        for dir in ["bin", "cfg", "ssl"] {
+            std::fs::create_dir_all(opt.join(dir))?;
+        }
+        for name in ["store", "overlayd", "cli"] {
+            std::fs::copy(programs::ours(name)?, opt.join("bin").join(name)).context(name)?;
+        }
+        for name in ["ca.pem", "server.pem", "server-key.pem"] {
+            std::fs::copy(self.root.join("opt/etcd/ssl").join(name), opt.join("ssl").join(name))
+                .context(name)?;
+        }
+        let store = std::fs::read_to_string(install_dir().join("store.env")).context("store.env")?;
+        let own = own_lines(&store, number, &self.host.address.to_string());
+        std::fs::write(opt.join("cfg/store"), own)?;
+        std::fs::copy(install_dir().join("overlayd.env"), opt.join("cfg/overlayd"))
+            .context("overlayd.env")?;
+        Ok(())
+    }
+
     /// The file that a program on the host knows as `path`.
     pub fn file(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
@@ -159,14 +184,24 @@ impl<'f> Installation<'f> {
     }
 }
 
-/// `/opt/etcd/cfg/etcd` for another host: its own name and address, the same initial cluster.
+/// The directory of the files for a real installation.
+pub fn install_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/install")
+}
+
+/// `/opt/etcd/cfg/etcd` for another host.
 fn etcd_env(number: usize, address: &str) -> String {
+    own_lines(ETCD_ENV, number, address)
+}
+
+/// An environment file for another host: its own name and address, the same initial cluster.
+fn own_lines(text: &str, number: usize, address: &str) -> String {
     let change = |line: &str| match line.split_once('=') {
         Some(("ETCD_NAME", _)) => format!("ETCD_NAME=\"etcd{number:02}\""),
         Some(("ETCD_INITIAL_CLUSTER", _)) => line.to_owned(),
         _ => line.replace("192.168.31.63", address),
     };
-    ETCD_ENV.lines().map(|l| change(l) + "\n").collect()
+    text.lines().map(|l| change(l) + "\n").collect()
 }
 
 #[cfg(test)]

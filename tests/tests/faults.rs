@@ -130,7 +130,7 @@ fn same_index_everywhere(cluster: &Cluster<'_>) -> Result<()> {
     wait_for("the same index everywhere", SOON, || {
         let mut indices = Vec::new();
         for n in ALL {
-            let reply = cluster.members[n].endpoint().get("/v2/keys/load")?;
+            let reply = cluster.members[n].endpoint().get("/v2/keys/")?;
             indices.push(reply.header("X-Etcd-Index").context("X-Etcd-Index")?.to_owned());
         }
         ensure!(indices[0] == indices[1] && indices[1] == indices[2], "{indices:?}");
@@ -192,9 +192,91 @@ fn no_acknowledged_write_is_lost_when_all_members_are_killed_at_once() -> Result
     }
     cluster.start()?;
     promises_are_kept(&cluster, &promises)?;
+    history_is_kept(&cluster)?;
     ensure!(cluster.members[2].endpoint().get("/v2/members")?.json()? == ids, "the membership has changed");
     // And it goes on from there.
     cluster.members[1].endpoint().set("/load/after", "all")?;
+    same_index_everywhere(&cluster)
+}
+
+/// Watches from the past find their events again: the history is part of the state.
+fn history_is_kept(cluster: &Cluster<'_>) -> Result<()> {
+    for n in ALL {
+        let endpoint = cluster.members[n].endpoint();
+        let index = endpoint.get("/v2/keys/load")?.header("X-Etcd-Index").context("X-Etcd-Index")?.to_owned();
+        let index: u64 = index.parse()?;
+        let past = index - 100;
+        let reply = endpoint.get(&format!("/v2/keys/load?wait=true&recursive=true&waitIndex={past}"))?;
+        let event = reply.json()?;
+        ensure!(event["action"] == "set" && event["node"]["modifiedIndex"] == past, "{n}: {event}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_member_that_was_away_for_longer_than_the_log_gets_a_snapshot() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let certs = tempfile::tempdir()?;
+    make_certificates(certs.path())?;
+    let mut cluster = Cluster::on_fabric(&fabric, Server::Weft, certs.path())?;
+    for member in &mut cluster.members {
+        member.push_flag("--snapshot-count=50");
+    }
+    cluster.start()?;
+    let endpoints = ALL.map(|n| cluster.members[n].endpoint());
+    let leader = cluster.wait_leader(&ALL)?;
+    let away = (leader + 1) % 3;
+    // What it had and what is gone by the time it is back: both must be right in the end.
+    endpoints[away].set("/load/old", "to be deleted")?;
+    same_index_everywhere(&cluster)?;
+    cluster.members[away].kill9()?;
+    let delete = Request { method: "DELETE", target: "/v2/keys/load/old", ..Request::default() };
+    ensure!(endpoints[leader].send(&delete)?.status == 200);
+    let promises = Load::during(0, &endpoints, |load| load.wait_more(600))?;
+    cluster.members[away].start()?;
+    cluster.members[away].wait_healthy(SOON)?;
+    promises_are_kept(&cluster, &promises)?;
+    let gone = endpoints[away].get("/v2/keys/load/old")?;
+    ensure!(gone.status == 404, "a deleted key is back: {}", gone.text());
+    // And a crash right after leaves it with the same.
+    cluster.members[away].kill9()?;
+    cluster.members[away].start()?;
+    cluster.members[away].wait_healthy(SOON)?;
+    promises_are_kept(&cluster, &promises)
+}
+
+#[test]
+fn keys_expire_under_a_new_leader_and_sigterm_hands_over() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let (mut cluster, _certs) = started(&fabric)?;
+    let leader = cluster.wait_leader(&ALL)?;
+    let rest: Vec<usize> = ALL.into_iter().filter(|&n| n != leader).collect();
+    let form = Some(("application/x-www-form-urlencoded", "value=1&ttl=3"));
+    let set = Request { method: "PUT", target: "/v2/keys/load/short", body: form, ..Request::default() };
+    ensure!(cluster.members[leader].endpoint().send(&set)?.status == 201);
+    let before = cluster.members[rest[0]].endpoint().get("/v2/keys/load/short")?;
+    ensure!(before.status == 200, "{}", before.text());
+
+    cluster.members[leader].process()?.terminate(Duration::from_secs(10)).context("SIGTERM to the leader")?;
+    let next = cluster.wait_leader(&rest)?;
+    for &n in &rest {
+        wait_for("the key to expire", SOON, || {
+            let reply = cluster.members[n].endpoint().get("/v2/keys/load/short")?;
+            ensure!(reply.status == 404, "{}", reply.text());
+            Ok(())
+        })?;
+    }
+    let indices = rest.iter().map(|&n| cluster.members[n].endpoint().get("/v2/keys/"));
+    let indices: Vec<_> =
+        indices.map(|r| Ok(r?.header("X-Etcd-Index").map(str::to_owned))).collect::<Result<_>>()?;
+    ensure!(indices[0] == indices[1], "expired at different indices: {indices:?}");
+    // A stop by SIGTERM is orderly: the log says so, and nothing waited for an election timeout.
+    let log = cluster.members[next].process()?.log();
+    ensure!(!log.contains("panicked"), "{log}");
+    cluster.members[leader].start()?;
+    cluster.members[leader].wait_healthy(SOON)?;
     same_index_everywhere(&cluster)
 }
 

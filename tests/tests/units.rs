@@ -1,19 +1,20 @@
 //! The files for a real installation: systemd accepts them, and they fit the programs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use weft_tests::cluster::Server;
 use weft_tests::command;
+use weft_tests::fabric::Fabric;
+use weft_tests::process::one_at_a_time;
 use weft_tests::programs;
+use weft_tests::stage::Stage;
 use weft_tests::systemd;
+use weft_tests::tutorial::install_dir;
 
 /// Where the units say that the programs are.
 const PLACE: &str = "/opt/weft/bin/";
-
-fn install_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/install")
-}
 
 fn read(name: &str) -> Result<String> {
     let path = install_dir().join(name);
@@ -114,5 +115,36 @@ fn units_are_supervised_and_know_their_files() -> Result<()> {
     let start = systemd::values(&drop_in, "ExecStart");
     ensure!(start.len() == 2 && start[0].is_empty(), "the drop-in must reset ExecStart first: {start:?}");
     ensure!(start[1].contains("$DOCKER_NETWORK_OPTIONS"), "{start:?}");
+    Ok(())
+}
+
+/// `docs/install/README.md`, sections 2 to 5, with its files as they are shipped.
+#[test]
+fn the_shipped_units_bring_a_cluster_up() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let stage = Stage::new(&fabric, Server::Weft)?;
+    let (store, overlay) = (read("store.service")?, read("overlayd.service")?);
+    let mut units = Vec::new();
+    for (n, host) in stage.hosts.iter().enumerate() {
+        host.install_weft(n + 1)?;
+        units.push(stage.start_unit(n, "store", &store)?);
+    }
+    for unit in &mut units {
+        unit.wait_ready()?;
+    }
+    stage.write_network_config()?;
+    for host in [1, 2] {
+        let mut unit = stage.start_unit(host, "overlayd", &overlay)?;
+        unit.wait_ready()?;
+        units.push(unit);
+        let mut post = stage.hosts[host].unit_command(&overlay, "ExecStartPost")?;
+        command::run(&mut post)?.ok()?;
+        let bip = stage.subnet_env(host).context("subnet.env stays as it was")?.bip;
+        let docker = std::fs::read_to_string(stage.hosts[host].file("/run/flannel/docker.env"))?;
+        let expected = format!("DOCKER_NETWORK_OPTIONS=\" --bip={bip} --ip-masq=false --mtu=1450\"");
+        ensure!(docker.lines().any(|l| l == expected), "no {expected} in {docker}");
+    }
+    stage.cli(0, &["health"])?.ok()?;
     Ok(())
 }
