@@ -88,6 +88,7 @@ pub(crate) async fn synced_client(args: &StoreArgs) -> Result<Client, ConnectErr
     if args.no_sync {
         return Ok(given);
     }
+    tracing::debug!("start to sync cluster using endpoints({})", given.endpoints().join(","));
     let members = given.members().await?;
     let synced = match given.with_endpoints(&advertised(&members)) {
         Ok(synced) => synced,

@@ -27,7 +27,7 @@ const MODE: u32 = 0o644;
 #[command(after_help = "\
 Examples:
   cli docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker.env
-  cli docker-opts -c -d /dev/stdout
+  cli docker-opts -c -d -
 
 Without -i and -c both forms are written. Variables DOCKER_OPT_* of the environment are added, and the combined
 variable's value in the environment or in the input file is kept in front. A missing input file counts as empty.
@@ -37,7 +37,7 @@ pub(crate) struct DockerOptsArgs {
     /// The file that overlayd writes
     #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     input: PathBuf,
-    /// The file to write, which Docker's unit names as its environment file
+    /// The file to write, which Docker's unit names as its environment file; - for stdout
     #[arg(short = 'd', value_name = "FILE", default_value = "/run/docker_opts.env")]
     output: PathBuf,
     /// Write one variable for each option
@@ -160,10 +160,14 @@ fn push(text: &mut String, name: &str, value: &str) -> Result<(), DockerOptsErro
 
 /// Replaces a file in one step: readers see the old text or the new, never a part.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // It may be the link to a log file, which must be added to, not replaced.
+    if path == Path::new("/dev/stdout") || path == Path::new("-") {
+        return io::stdout().write_all(text.as_bytes());
+    }
     // Behind a symbolic link the file is replaced, not the link.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mode = match fs::metadata(&target) {
-        // A device or pipe, such as /dev/stdout, is written to.
+        // A device or pipe is written to.
         Ok(found) if !found.is_file() => {
             return fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes());
         }

@@ -378,6 +378,7 @@ impl Client {
         if call.form.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
         }
+        tracing::debug!("cURL Command: {}", call.as_curl(endpoint));
         let body = call.form.clone().unwrap_or_default();
         request
             .body(Full::new(Bytes::from(body)))
@@ -404,6 +405,12 @@ struct Call {
 impl Call {
     fn get(path: String) -> Self {
         Self { method: Method::GET, path, form: None }
+    }
+
+    /// The request as a command to repeat it with, in etcdctl's form. Credentials are left out.
+    fn as_curl(&self, endpoint: &Endpoint) -> String {
+        let body = self.form.as_ref().map_or_else(String::new, |form| format!(" -d \"{form}\""));
+        format!("curl -X {} {}{}{body}", self.method, endpoint.url, self.path)
     }
 }
 

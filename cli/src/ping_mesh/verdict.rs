@@ -145,8 +145,9 @@ impl Mesh {
     }
 }
 
+/// The daemon's own reason, unless it only says once more that nothing came back.
 fn because(why: Option<&String>) -> String {
-    why.map_or_else(String::new, |why| format!(" ({why})"))
+    why.filter(|why| *why != "no answer").map_or_else(String::new, |why| format!(" ({why})"))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::*;
@@ -313,7 +313,7 @@ async fn a_connection_that_the_server_closed_is_replaced() {
 #[tokio::test]
 async fn a_silent_endpoint_costs_one_request_timeout() {
     let (silent, good) = (Server::start([Reply::Hang]), Server::start([Reply::Answer(200, SET)]));
-    let started = Instant::now();
+    let started = tokio::time::Instant::now();
     client(&[&silent.url, &good.url]).get("/a", GetOptions::default()).await.unwrap();
     let took = started.elapsed();
     assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&took), "{took:?}");
