@@ -1,6 +1,8 @@
 //! The load generator: keep-alive HTTP/1.1 connections that each send their next request when the answer to the
 //! last is complete. Lean on purpose (it shares the processors with what it measures), and the same for everyone.
 
+#![expect(clippy::disallowed_methods, reason = "measures real time")]
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use tokio::task::JoinSet;
 /// No request takes longer without the run being worthless.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Keys that each connection works on, one after the other.
-pub(crate) const KEYS: usize = 200;
+pub(crate) const KEYS: usize = 50;
 /// Bytes of a value.
 pub(crate) const VALUE_BYTES: usize = 128;
 
@@ -36,6 +38,35 @@ pub(crate) struct Outcome {
     pub(crate) p50_us: f64,
     /// 99th percentile of the latency in microseconds.
     pub(crate) p99_us: f64,
+}
+
+/// Writes every key that [`run`] will use with as many connections, so that reads find them: through the same
+/// members, each of which has applied what it has acknowledged.
+///
+/// # Errors
+/// When a connection breaks or a write is refused.
+pub(crate) fn fill(targets: &[SocketAddr], connections: usize) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut tasks = JoinSet::new();
+        for n in 0..connections {
+            let target = targets[n % targets.len()];
+            tasks.spawn(async move {
+                let mut stream = TcpStream::connect(target).await?;
+                let mut buffer = Vec::new();
+                for key in 0..KEYS {
+                    stream.write_all(&request(Operation::Put, n, key, target)).await?;
+                    let done = tokio::time::timeout(REQUEST_LIMIT, answer(&mut stream, &mut buffer)).await;
+                    done.context("no answer")??;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
+        }
+        Ok(())
+    })
 }
 
 /// Runs `operation` for `length` after `warm_up`, on `connections` connections dealt out to `targets` in turn.

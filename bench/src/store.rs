@@ -111,6 +111,7 @@ fn one_turn(
     let targets: Vec<SocketAddr> =
         (0..3).map(|n| cluster.members[(leader + n) % 3].endpoint().address).collect();
     for &connections in &args.connections {
+        load::fill(&targets, connections).context("writing the keys")?;
         for (operation, name) in OPERATIONS {
             let length = Duration::from_secs(args.seconds);
             let outcome = load::run(&targets, operation, connections, WARM_UP, length)

@@ -1,5 +1,7 @@
 //! One bounded run of a command, with everything it said.
 
+#![expect(clippy::disallowed_methods, reason = "bounds real processes by real time")]
+
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, Write};

@@ -3,6 +3,8 @@
 //! Tests compare servers byte by byte, so nothing here cleans paths, follows redirects or retries. Plain HTTP
 //! only, one connection per request; TLS goes through `curl`.
 
+#![expect(clippy::disallowed_methods, reason = "bounds real answers by real time")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Waiting for a condition, with a deadline and the last reason why it did not hold.
 
+#![expect(clippy::disallowed_methods, reason = "a deadline in real time is what this is")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};

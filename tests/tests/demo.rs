@@ -1,5 +1,7 @@
 //! `cli demo`: it succeeds, and nothing of it is left, whether it ended by itself, by Ctrl-C or by SIGTERM.
 
+#![expect(clippy::disallowed_methods, reason = "measures the length of a real run")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

@@ -45,13 +45,15 @@ fn client_cert_auth_lets_in_who_has_a_certificate() -> Result<()> {
     let out = curl(ns, &["--tls-max", "1.1", "--cacert", &ca, "--cert", &cert, "--key", &key, URL])?;
     ensure!(out.code != Some(0), "TLS 1.1 must be refused: {out}");
 
-    let out = curl(ns, &["--cacert", &ca, URL])?;
-    ensure!(out.code != Some(0) && out.stderr.contains("alert"), "no certificate must be refused: {out}");
-    let out = curl(ns, &["--cacert", &ca, "--cert", &other_cert, "--key", &other_key, URL])?;
-    ensure!(
-        out.code != Some(0) && out.stderr.contains("alert"),
-        "a foreign certificate must be refused: {out}"
-    );
+    let foreign_pair = ["--cert", &other_cert, "--key", &other_key];
+    for (what, pair) in [("no certificate", &[][..]), ("a foreign certificate", &foreign_pair[..])] {
+        // In TLS 1.2 the refusal is part of the handshake, so the client is told by an alert. In 1.3 the client has
+        // finished before the server has looked, and may see no more than the end of the connection.
+        let out = curl(ns, &[&["--tls-max", "1.2", "--cacert", &ca], pair, &[URL]].concat())?;
+        ensure!(out.code != Some(0) && out.stderr.contains("alert"), "{what} must be refused: {out}");
+        let out = curl(ns, &[&["--tlsv1.3", "--cacert", &ca], pair, &[URL]].concat())?;
+        ensure!(out.code != Some(0) && !out.stdout.contains("etcdserver"), "{what} must be refused: {out}");
+    }
     let out = curl(ns, &["--cacert", &ca, "https://192.168.31.65:2379/version"])?;
     out.ok().context("the second asks for no certificate")?;
     let out = curl(ns, &["--cacert", &file(&foreign, "ca.pem"), URL])?;
