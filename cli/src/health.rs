@@ -151,6 +151,9 @@ fn reason(error: ClientError) -> String {
         ClientError::Unavailable { attempts } => {
             attempts.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join("; ")
         }
+        ClientError::Config { field: "tls.ca", .. } => {
+            "https needs a CA file to verify the server: give --ca-file".to_owned()
+        }
         other @ (ClientError::Api { .. }
         | ClientError::Unanswered { .. }
         | ClientError::Http { .. }

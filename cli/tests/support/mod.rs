@@ -195,6 +195,7 @@ impl Drop for Running {
 ///
 /// # Panics
 /// If it does not in time.
+#[expect(clippy::disallowed_methods, reason = "a real deadline for real programs")]
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !condition() {

@@ -157,7 +157,11 @@ impl Pool {
         };
         let response = head.map_err(|mut error| {
             let unsent = error.take_message();
-            let why = reason(error.error(), endpoint);
+            let mut why = reason(error.error(), endpoint);
+            // How a TLS server takes leave of a client that does not speak TLS.
+            if !endpoint.https && error.error().is_incomplete_message() {
+                why.push_str(" (is it an https:// endpoint?)");
+            }
             (Lost { sent: unsent.is_none(), timed_out: false, why }, unsent)
         })?;
         let (parts, body) = response.into_parts();
