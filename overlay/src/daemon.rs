@@ -1,8 +1,8 @@
 //! The daemon: puts the parts together, in flannel's order, and decides when to stop.
 //!
-//! 1. external interface and public address; 2. network config, waited for; 3. device; 4. lease; 5. device's address;
-//! 6. packet filter rules; 7. `subnet.env`; 8. peers; 9. READY; then one loop that renews the lease, follows the
-//! other leases and puts right what changed under our feet.
+//! External interface and public address; network config, waited for; device; lease; the device's address; packet
+//! filter rules; `subnet.env`; peers; READY. Then one loop that renews the lease, follows the other leases and puts
+//! right what changed under our feet.
 //!
 //! Nothing is torn down at exit: device, routes, rules, `subnet.env` and lease stay, so that a restart disturbs no
 //! traffic. Departures from flannel v0.10: a lost lease is a failure (exit 1, flannel: 0), a `subnet.env` that cannot

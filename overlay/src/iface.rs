@@ -170,6 +170,7 @@ mod tests {
         select(&choice, &interfaces(), Some(3), reach).map(|e| (e.name, e.address))
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "stands on the right of an assert_eq")]
     fn found(name: &str, address: [u8; 4]) -> Result<(String, Ipv4Addr), InterfaceError> {
         Ok((name.into(), address.into()))
     }

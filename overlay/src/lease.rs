@@ -422,9 +422,10 @@ impl Keeper {
         let renew =
             |at: Instant| at.checked_sub(self.settings.renew_margin).unwrap_or(now).max(now + RETRY_FIRST);
         self.deadline = expires.map(renew);
-        match self.deadline {
-            Some(at) => info!(%subnet, "Waiting for {} s to renew lease", (at - now).as_secs()),
-            None => info!(%subnet, "Lease is a reservation without expiry, it is not renewed"),
+        if let Some(at) = self.deadline {
+            info!(%subnet, "Waiting for {} s to renew lease", (at - now).as_secs());
+        } else {
+            info!(%subnet, "Lease is a reservation without expiry, it is not renewed");
         }
     }
 
@@ -448,6 +449,11 @@ fn update(lease: &Lease) -> Request {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::unchecked_time_subtraction,
+    reason = "tests"
+)]
 #[path = "lease_tests.rs"]
 mod tests;

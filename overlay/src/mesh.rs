@@ -329,7 +329,7 @@ fn probe(target: &Target, mut tally: Tally) -> Probe {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 

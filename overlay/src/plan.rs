@@ -115,8 +115,8 @@ pub struct Observed {
     pub routes: BTreeSet<Route>,
     /// Permanent IPv4 neighbours.
     pub neighbours: BTreeMap<Ipv4Addr, VtepMac>,
-    /// Permanent FDB entries of the device itself.
-    pub fdb: BTreeSet<(VtepMac, Ipv4Addr)>,
+    /// Permanent FDB entries of the device itself. The kernel keeps one destination for each unicast address.
+    pub fdb: BTreeMap<VtepMac, Ipv4Addr>,
 }
 
 /// One step.
@@ -247,15 +247,9 @@ fn entries(peers: &BTreeMap<Subnet, Peer>, observed: &Observed, changes: &mut Ve
         }
     }
     for (mac, ip) in &fdb {
-        if observed.fdb.contains(&(*mac, *ip)) {
-            continue;
+        if observed.fdb.get(mac) != Some(ip) {
+            changes.push(Change::SetFdb(*mac, *ip));
         }
-        let wrong: Vec<_> = observed.fdb.iter().filter(|(m, _)| m == mac).collect();
-        // The kernel replaces one destination of an address; more than one must go first.
-        if wrong.len() > 1 {
-            changes.extend(wrong.into_iter().map(|(m, i)| Change::RemoveFdb(*m, *i)));
-        }
-        changes.push(Change::SetFdb(*mac, *ip));
     }
     for subnet in peers.keys() {
         if !observed.routes.contains(&Route::to_peer(*subnet)) {
@@ -265,15 +259,8 @@ fn entries(peers: &BTreeMap<Subnet, Peer>, observed: &Observed, changes: &mut Ve
 
     let stale = observed.neighbours.keys().filter(|ip| !neighbours.contains_key(*ip));
     changes.extend(stale.map(|ip| Change::RemoveNeighbour(*ip)));
-    for (mac, ip) in &observed.fdb {
-        let stale = match fdb.get(mac) {
-            None => true,
-            Some(want) => want != ip && observed.fdb.contains(&(*mac, *want)),
-        };
-        if stale {
-            changes.push(Change::RemoveFdb(*mac, *ip));
-        }
-    }
+    let stale = observed.fdb.iter().filter(|(mac, _)| !fdb.contains_key(mac));
+    changes.extend(stale.map(|(mac, ip)| Change::RemoveFdb(*mac, *ip)));
 }
 
 #[cfg(test)]

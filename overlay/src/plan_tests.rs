@@ -69,19 +69,13 @@ fn apply(spec: &LinkSpec, change: &Change, state: &mut Observed) {
         Change::SetUp => state.link.as_mut().unwrap().up = true,
         Change::RemoveRoute(r) => assert!(state.routes.remove(r)),
         Change::SetNeighbour(ip, mac) => drop(state.neighbours.insert(*ip, *mac)),
-        Change::SetFdb(mac, ip) => {
-            let have: Vec<_> = state.fdb.iter().filter(|(m, _)| m == mac).copied().collect();
-            if let Some(first) = have.first() {
-                state.fdb.remove(first);
-            }
-            state.fdb.insert((*mac, *ip));
-        }
+        Change::SetFdb(mac, ip) => drop(state.fdb.insert(*mac, *ip)),
         Change::SetRoute(to) => {
             assert!(state.link.as_ref().unwrap().up, "network is down");
             state.routes.insert(Route::to_peer(*to));
         }
         Change::RemoveNeighbour(ip) => assert!(state.neighbours.remove(ip).is_some()),
-        Change::RemoveFdb(mac, ip) => assert!(state.fdb.remove(&(*mac, *ip))),
+        Change::RemoveFdb(mac, ip) => assert_eq!(state.fdb.remove(mac), Some(*ip)),
     }
 }
 
@@ -228,7 +222,7 @@ proptest! {
         let end = settle(&want, state);
         let expected: BTreeMap<Ipv4Addr, VtepMac> = want.peers.iter().map(|(s, p)| (s.base(), p.mac)).collect();
         prop_assert_eq!(end.neighbours, expected);
-        let expected: BTreeSet<_> = want.peers.values().map(|p| (p.mac, p.public_ip)).collect();
+        let expected: BTreeMap<_, _> = want.peers.values().map(|p| (p.mac, p.public_ip)).collect();
         prop_assert_eq!(end.fdb, expected);
         prop_assert!(want.peers.keys().all(|s| end.routes.contains(&Route::to_peer(*s))));
         prop_assert_eq!(end.addresses.len(), 1);

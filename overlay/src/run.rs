@@ -1,6 +1,8 @@
 //! The daemon's main loop: one task that owns the lease, the table of all leases and the data path, so that nothing
 //! needs a lock. Everything that waits (store, kernel) happens here or in the tasks that feed it.
 
+#![expect(clippy::disallowed_methods, reason = "a shell: it reads the clock")]
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -185,7 +187,7 @@ impl<D: DataPath> Node<D> {
             match table.peers.get(subnet) {
                 Some(old) if old == peer => {}
                 Some(_) => {
-                    info!(%subnet, public_ip = %peer.public_ip, mac = %peer.mac, "peer changed: {text}")
+                    info!(%subnet, public_ip = %peer.public_ip, mac = %peer.mac, "peer changed: {text}");
                 }
                 None => info!(%subnet, public_ip = %peer.public_ip, mac = %peer.mac, "peer added: {text}"),
             }

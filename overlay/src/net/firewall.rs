@@ -74,10 +74,10 @@ impl Firewall {
         };
         match &tool {
             Tool::Iptables(path) => {
-                info!(program = %path.display(), "packet filter rules are kept with iptables")
+                info!(program = %path.display(), "packet filter rules are kept with iptables");
             }
             Tool::Nft(path) => {
-                info!(program = %path.display(), "packet filter rules are kept with nftables, table ip {}", masq::NFT_TABLE)
+                info!(program = %path.display(), "packet filter rules are kept with nftables, table ip {}", masq::NFT_TABLE);
             }
         }
         Some(Self { tool, other, wanted, previous, last_error: None })

@@ -295,27 +295,29 @@ impl Netlink {
     }
 }
 
-/// Sends a word through `changed` whenever the device called `device` appears, changes or goes, until nobody listens.
+/// Sends a word through `changed` whenever the device called `device` appears, changes or goes, or any interface's
+/// IPv4 address does, until nobody listens.
 ///
 /// Where the kernel's notifications cannot be had it says so and ends; changes are then found at the next comparison.
 pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>) {
-    let (connection, _handle, mut messages) =
-        match rtnetlink::new_multicast_connection(&[MulticastGroup::Link]) {
-            Ok(parts) => parts,
-            Err(error) => return warn!(device, "no notifications from the kernel about {device}: {error}"),
-        };
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+    let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
+        Ok(parts) => parts,
+        Err(error) => return warn!(device, "no notifications from the kernel about {device}: {error}"),
+    };
     // Served here rather than in a task of its own, so that it ends when this does.
     let listen = async {
         while let Some((message, _)) = messages.next().await {
-            let NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-            ) = message.payload
-            else {
-                continue;
+            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
+            let concerns_us = match &message {
+                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                    interface(link).name == device
+                }
+                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => true,
+                _ => false,
             };
-            let is_ours = interface(&link).name == device;
             // A full channel means that a word is waiting already.
-            if is_ours && matches!(changed.try_send(()), Err(TrySendError::Closed(()))) {
+            if concerns_us && matches!(changed.try_send(()), Err(TrySendError::Closed(()))) {
                 return;
             }
         }

@@ -126,10 +126,10 @@ impl KernelVxlan {
                 );
             }
             Change::CreateLink => {
-                info!(device, mac = %self.desired.link.mac, mtu = %self.desired.link.mtu, "creating device")
+                info!(device, mac = %self.desired.link.mac, mtu = %self.desired.link.mtu, "creating device");
             }
             Change::SetMac(mac) => {
-                warn!(device, %mac, "MAC address differs from the lease's, setting it back")
+                warn!(device, %mac, "MAC address differs from the lease's, setting it back");
             }
             Change::SetMtu(mtu) => info!(device, %mtu, "setting MTU"),
             Change::RemoveAddress(ip, len) => info!(device, "removing address {ip}/{len}"),

@@ -302,7 +302,7 @@ mod tests {
     fn backends_are_refused_by_name() {
         for (backend, words, fatal) in [
             ("7", "error decoding Backend property of config: a number", false),
-            (r#"{}"#, r#"Error fetching backend: unknown backend type: ; set Backend.Type to "vxlan""#, true),
+            ("{}", r#"Error fetching backend: unknown backend type: ; set Backend.Type to "vxlan""#, true),
             (
                 r#"{"Type":"wormhole"}"#,
                 r#"Error fetching backend: unknown backend type: wormhole; set Backend.Type to "vxlan""#,

@@ -224,6 +224,11 @@ impl Hosts {
         format!("{}.0", line.strip_suffix(".1/24").unwrap())
     }
 
+    /// What a command prints, sorted; nothing while the device does not exist.
+    fn listed(&self, host: usize, args: &[&str]) -> Vec<String> {
+        lines(&self.try_exec(host, args).1)
+    }
+
     /// `flannel.1`'s hardware address.
     pub(crate) fn mac(&self, host: usize) -> String {
         let text = self.ip(host, &["link", "show", "flannel.1"]);
@@ -231,15 +236,15 @@ impl Hosts {
     }
 
     pub(crate) fn routes(&self, host: usize) -> Vec<String> {
-        lines(&self.ip(host, &["route", "show", "dev", "flannel.1"]))
+        self.listed(host, &["ip", "route", "show", "dev", "flannel.1"])
     }
 
     pub(crate) fn neighbours(&self, host: usize) -> Vec<String> {
-        lines(&self.ip(host, &["-4", "neigh", "show", "dev", "flannel.1"]))
+        self.listed(host, &["ip", "-4", "neigh", "show", "dev", "flannel.1"])
     }
 
     pub(crate) fn fdb(&self, host: usize) -> Vec<String> {
-        lines(&self.bridge(host, &["fdb", "show", "dev", "flannel.1"]))
+        self.listed(host, &["bridge", "fdb", "show", "dev", "flannel.1"])
     }
 
     pub(crate) fn ping(&self, host: usize, to: &str) {
