@@ -4,6 +4,8 @@
 //! [`mesh`]); shells do IO and decide nothing ([`registry`], [`net`], [`probe`], [`health`], [`daemon`]). The data
 //! path stands behind [`datapath::DataPath`].
 
+#![deny(unsafe_code)]
+
 pub mod alloc;
 pub mod config;
 pub mod daemon;

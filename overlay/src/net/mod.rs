@@ -1,6 +1,7 @@
 //! The kernel: observe it, apply changes to it. No policy; what to change is decided in [`crate::plan`],
 //! [`crate::iface`] and [`crate::masq`].
 
+mod decode;
 pub mod firewall;
 pub mod netlink;
 pub mod sysctl;

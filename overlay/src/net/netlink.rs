@@ -8,14 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use nix::errno::Errno;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -23,9 +19,11 @@ use rtnetlink::{Handle, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuild
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::warn;
 
+use super::decode::{
+    entry, interface, is_main, is_permanent, link_state, local_address, output_interface, route,
+};
 use crate::iface::Interface;
-use crate::plan::{Change, LinkSpec, LinkState, Observed, Route, VxlanState};
-use crate::types::{Subnet, VtepMac};
+use crate::plan::{Change, LinkSpec, LinkState, Observed, Route};
 
 /// A netlink request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -325,11 +323,6 @@ pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>
     tokio::select! { () = connection => {}, () = listen => {} }
 }
 
-/// The state is a set of bits: what `bridge fdb add` makes is `NOARP` as well as permanent.
-fn is_permanent(state: NeighbourState) -> bool {
-    u16::from(state) & u16::from(NeighbourState::Permanent) != 0
-}
-
 fn is_removal(change: &Change) -> bool {
     matches!(
         change,
@@ -346,124 +339,4 @@ fn route_message(index: u32, route: &Route) -> RouteMessage {
         builder = builder.gateway(gateway);
     }
     if route.onlink { builder.onlink().build() } else { builder.build() }
-}
-
-fn interface(link: &LinkMessage) -> Interface {
-    let mut interface =
-        Interface { index: link.header.index, name: String::new(), mtu: 0, addresses: Vec::new() };
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => interface.name.clone_from(name),
-            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
-            _ => {}
-        }
-    }
-    interface
-}
-
-fn link_state(link: &LinkMessage) -> LinkState {
-    let mut state = LinkState {
-        index: link.header.index,
-        kind: Err("device".to_owned()),
-        mac: None,
-        mtu: 0,
-        up: link.header.flags.contains(LinkFlags::Up),
-    };
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::Mtu(mtu) => state.mtu = *mtu,
-            LinkAttribute::Address(bytes) => {
-                let bytes = <[u8; 6]>::try_from(bytes.as_slice()).ok();
-                state.mac = bytes.and_then(|b| VtepMac::try_from(b).ok());
-            }
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(kind) if state.kind.is_err() => state.kind = Err(kind.to_string()),
-                        LinkInfo::Data(InfoData::Vxlan(options)) => state.kind = Ok(vxlan_state(options)),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    state
-}
-
-fn vxlan_state(options: &[InfoVxlan]) -> VxlanState {
-    let mut state = VxlanState::default();
-    for option in options {
-        match option {
-            InfoVxlan::Id(vni) => state.vni = *vni,
-            InfoVxlan::Port(port) => state.port = *port,
-            InfoVxlan::Link(index) => state.parent = *index,
-            InfoVxlan::Local(ip) => state.local = Some(*ip),
-            InfoVxlan::Group(ip) => state.group = Some(*ip),
-            InfoVxlan::Gbp => state.gbp = true,
-            InfoVxlan::Learning(on) => state.learning = *on,
-            InfoVxlan::L2Miss(on) => state.l2miss = *on,
-            _ => {}
-        }
-    }
-    state
-}
-
-fn local_address(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {
-    let find = |want_local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(ip)) if want_local => Some(*ip),
-            AddressAttribute::Address(IpAddr::V4(ip)) if !want_local => Some(*ip),
-            _ => None,
-        })
-    };
-    find(true).or_else(|| find(false)).map(|ip| (ip, message.header.prefix_len))
-}
-
-fn is_main(route: &RouteMessage) -> bool {
-    let table = route.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    table.unwrap_or(route.header.table.into()) == u32::from(RouteHeader::RT_TABLE_MAIN)
-}
-
-fn output_interface(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
-        _ => None,
-    })
-}
-
-fn route(message: &RouteMessage) -> Option<Route> {
-    let (mut to, mut gateway) = (Ipv4Addr::UNSPECIFIED, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = *ip,
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
-            _ => {}
-        }
-    }
-    let onlink = message.header.flags.contains(RouteFlags::Onlink);
-    Some(Route { to: Subnet::new(to, message.header.destination_prefix_length)?, gateway, onlink })
-}
-
-/// A neighbour or FDB entry as (hardware address, IPv4 address); `None` for other kinds.
-fn entry(message: &NeighbourMessage) -> Option<(VtepMac, Ipv4Addr)> {
-    let (mut mac, mut ip) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().and_then(|b| VtepMac::try_from(b).ok());
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(*v4),
-            // Of an FDB entry the library does not know the family.
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                ip = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
-            }
-            _ => {}
-        }
-    }
-    Some((mac?, ip?))
 }
