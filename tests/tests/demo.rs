@@ -19,7 +19,7 @@ use weft_tests::wait::wait_for;
 /// The promise, for a run by itself.
 const WHOLE_RUN: Duration = Duration::from_secs(20);
 /// How long the teardown after a signal may take.
-const TEARDOWN: Duration = Duration::from_secs(15);
+const TEARDOWN: Duration = Duration::from_secs(30);
 
 /// What a demo could leave behind on the machine.
 struct Before {
