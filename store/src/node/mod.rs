@@ -12,7 +12,8 @@
 mod logger;
 mod storage;
 
-use raft::eraftpb::{ConfState, Entry, Message, Snapshot};
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
 use raft::{Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
 use storage::RaftStorage;
@@ -142,6 +143,7 @@ impl<L: LogStore> Core<L> {
             min_election_tick: fixed.unwrap_or(0),
             max_election_tick: fixed.map_or(0, |ticks| ticks + 1),
             read_only_option: ReadOnlyOption::Safe,
+            batch_append: true,
             max_uncommitted_size: MAX_UNCOMMITTED_BYTES,
             max_committed_size_per_ready: MAX_COMMITTED_BYTES,
             ..Config::default()
@@ -163,15 +165,20 @@ impl<L: LogStore> Core<L> {
         }
     }
 
-    /// Proposes an entry; a follower passes it on to the leader.
+    /// Proposes entries, all in one message; a follower passes it on to the leader.
     ///
     /// # Errors
-    /// [`Dropped`].
-    pub fn propose(&mut self, data: Vec<u8>) -> Result<(), Dropped> {
+    /// [`Dropped`]: none of them has been proposed.
+    pub fn propose(&mut self, entries: impl IntoIterator<Item = Bytes>) -> Result<(), Dropped> {
         if self.leadership().leader == 0 {
             return Err(Dropped);
         }
-        self.raw.propose(Vec::new(), data).map_err(|_| Dropped)
+        let entries = entries.into_iter().map(|data| Entry { data, ..Entry::default() });
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.raw.raft.id;
+        message.set_entries(entries.collect::<Vec<_>>().into());
+        self.raw.step(message).map_err(|_| Dropped)
     }
 
     /// Asks the leader to confirm that it still leads; the answer comes as a [`ReadState`] with this context,

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::log::mem::MemLog;
 use crate::machine::Position;
@@ -154,8 +156,8 @@ impl Cluster {
         for id in [1, 2, 3] {
             self.members.get_mut(&id).unwrap().core.tick();
             if self.dice.roll(3) == 0 {
-                let data = format!("{round}-{id}").into_bytes();
-                let _ = self.members.get_mut(&id).unwrap().core.propose(data);
+                let data = |n| Bytes::from(format!("{round}-{id}-{n}"));
+                let _ = self.members.get_mut(&id).unwrap().core.propose([data(1), data(2)]);
             }
             self.process(id);
         }

@@ -109,7 +109,9 @@ impl Applier {
                 self.note(&machine);
                 (machine.applied.index, machine.tree.dirty_len())
             };
-        let _ = self.inputs.try_send(Input::Wake);
+        if self.shared.reads_wait.load(Ordering::SeqCst) {
+            let _ = self.inputs.try_send(Input::Wake);
+        }
         {
             let mut waiters = self.shared.waiters.lock();
             for (number, answer) in answers {
@@ -152,7 +154,7 @@ impl Applier {
     /// Shows the state's position to those who do not take its lock.
     fn note(&self, machine: &Machine) {
         self.shared.has_expiries.store(machine.tree.has_expiries(), Ordering::Release);
-        self.shared.applied.store(machine.applied.index, Ordering::Release);
+        self.shared.applied.store(machine.applied.index, Ordering::SeqCst);
     }
 
     fn write_image(&self) -> Result<(), ApplyError> {

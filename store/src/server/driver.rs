@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use raft::eraftpb::{EntryType, Message, Snapshot};
 use tokio::sync::oneshot;
 
@@ -25,6 +26,8 @@ pub const INPUT_QUEUE: usize = 16 * 1024;
 const MAX_BATCH: usize = 1024;
 /// Proposals kept while there is no leader to send them to.
 const MAX_HELD: usize = 4096;
+/// Bytes of entries in one proposal, unless a single one is larger.
+const MAX_PROPOSAL_BYTES: usize = 1 << 20;
 /// How often the leader lets keys expire, as etcd.
 const SYNC_PERIOD: Duration = Duration::from_millis(500);
 /// Entries kept in the log after a compaction, for followers a little behind, as etcd.
@@ -35,14 +38,7 @@ const READ_RETRY: Duration = Duration::from_millis(300);
 /// What the raft thread is told.
 pub enum Input {
     /// Replicate an entry.
-    Propose {
-        /// The request's number.
-        number: u64,
-        /// The entry.
-        data: Vec<u8>,
-        /// When nobody waits for it any more.
-        deadline: Instant,
-    },
+    Propose(Proposal),
     /// Answer when a read of the applied state is linearizable.
     Read(oneshot::Sender<()>),
     /// A message from another member.
@@ -74,6 +70,16 @@ pub struct Settings {
     pub cluster_version: &'static str,
 }
 
+/// An entry that somebody waits for.
+pub struct Proposal {
+    /// The request's number.
+    pub number: u64,
+    /// The entry.
+    pub data: Bytes,
+    /// When nobody waits for it any more.
+    pub deadline: Instant,
+}
+
 /// Everything the raft thread owns.
 pub struct Driver<L: LogStore> {
     core: Core<L>,
@@ -81,7 +87,10 @@ pub struct Driver<L: LogStore> {
     outbox: Outbox,
     shared: Arc<Shared>,
     settings: Settings,
-    held: VecDeque<(u64, Vec<u8>, Instant)>,
+    /// Proposals taken in this round; they are proposed together.
+    fresh: Vec<Proposal>,
+    /// Proposals that wait for a leader.
+    held: Vec<Proposal>,
     reads: Reads,
     told_applied: u64,
     last_sync: Instant,
@@ -136,7 +145,8 @@ impl<L: LogStore> Driver<L> {
             outbox: Outbox { peers, tasks },
             shared,
             settings,
-            held: VecDeque::new(),
+            fresh: Vec::new(),
+            held: Vec::new(),
             reads: Reads::default(),
             told_applied,
             last_sync: now(),
@@ -164,6 +174,8 @@ impl<L: LogStore> Driver<L> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            let fresh = std::mem::take(&mut self.fresh);
+            self.propose(fresh);
             let time = now();
             if time >= next_tick {
                 // After a pause of the whole process one tick is enough: others' messages come first.
@@ -195,7 +207,7 @@ impl<L: LogStore> Driver<L> {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Propose { number, data, deadline } => self.propose(number, data, deadline),
+            Input::Propose(proposal) => self.fresh.push(proposal),
             Input::Read(sender) => self.reads.waiting.push(sender),
             Input::Peer(message) => self.core.step(*message),
             Input::Unreachable(id) => self.core.report_unreachable(id),
@@ -211,32 +223,40 @@ impl<L: LogStore> Driver<L> {
         }
     }
 
-    fn propose(&mut self, number: u64, data: Vec<u8>, deadline: Instant) {
-        // raft takes the entry by value even when it refuses it, so it is kept only where it may be refused.
-        if self.core.leadership().leader == 0 {
-            return self.hold(number, data, deadline);
+    /// Proposes as few and as large messages as raft takes; what it refuses waits for a leader.
+    fn propose(&mut self, proposals: Vec<Proposal>) {
+        let mut rest = proposals.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest.iter().take_while(|proposal| {
+                bytes += proposal.data.len();
+                bytes <= MAX_PROPOSAL_BYTES
+            });
+            let (batch, others) = rest.split_at(fits.count().max(1));
+            if self.core.propose(batch.iter().map(|proposal| proposal.data.clone())) == Err(Dropped) {
+                break;
+            }
+            rest = others;
         }
-        let kept = data.clone();
-        if self.core.propose(data) == Err(Dropped) {
-            self.hold(number, kept, deadline);
-        }
+        let refused = rest.len();
+        self.hold(proposals.into_iter().rev().take(refused).rev());
     }
 
-    fn hold(&mut self, number: u64, data: Vec<u8>, deadline: Instant) {
-        if self.held.len() < MAX_HELD {
-            self.held.push_back((number, data, deadline));
-        } else {
-            // Dropping the sender tells the one who waits.
-            self.shared.waiters.lock().remove(&number);
+    fn hold(&mut self, refused: impl Iterator<Item = Proposal>) {
+        for proposal in refused {
+            if self.held.len() < MAX_HELD {
+                self.held.push(proposal);
+            } else {
+                // Dropping the sender tells the one who waits.
+                self.shared.waiters.lock().remove(&proposal.number);
+            }
         }
     }
 
     fn retry_held(&mut self, time: Instant) {
-        for (number, data, deadline) in std::mem::take(&mut self.held) {
-            if deadline > time {
-                self.propose(number, data, deadline);
-            }
-        }
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|proposal| proposal.deadline > time);
+        self.propose(held);
     }
 
     fn on_tick(&mut self, time: Instant) {
@@ -260,7 +280,7 @@ impl<L: LogStore> Driver<L> {
     /// Proposes something that nobody waits for: its number is no waiter's.
     fn propose_own(&mut self, command: Command) {
         let id = RequestId { member: 0, number: 0 };
-        let _ = self.core.propose(Envelope { id, command }.encode());
+        let _ = self.core.propose([Bytes::from(Envelope { id, command }.encode())]);
     }
 
     fn ask_for_reads(&mut self, time: Instant) {
@@ -285,7 +305,9 @@ impl<L: LogStore> Driver<L> {
         if let Some((position, data)) = self.shared.snapshot.lock().take() {
             self.core.provide_snapshot(position, data);
         }
-        let applied = self.shared.applied.load(Ordering::Acquire);
+        // Raised before the index is read: an index that is published after that finds it raised.
+        self.shared.reads_wait.store(!self.reads.confirmed.is_empty(), Ordering::SeqCst);
+        let applied = self.shared.applied.load(Ordering::SeqCst);
         if applied > self.told_applied {
             self.told_applied = applied;
             self.core.applied_to(applied);

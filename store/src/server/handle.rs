@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::driver::Input;
+use super::driver::{Input, Proposal};
 use super::stats::StoreStats;
 use crate::machine::{Machine, Position};
 use crate::node::Leadership;
@@ -43,6 +43,8 @@ pub struct Shared {
     pub snapshot: Mutex<Option<(Position, Vec<u8>)>>,
     /// Index of the last applied entry.
     pub applied: AtomicU64,
+    /// Whether the raft thread holds reads until more is applied, and wants to be woken then.
+    pub reads_wait: AtomicBool,
     /// Whether any key expires.
     pub has_expiries: AtomicBool,
     /// Who leads, since when.
@@ -122,8 +124,8 @@ impl Handle {
         }
         let _guard = WaiterGuard { shared: &self.shared, number };
         let id = RequestId { member: self.shared.member_id, number };
-        let data = Envelope { id, command }.encode();
-        self.input(Input::Propose { number, data, deadline: begun + self.timeout })?;
+        let data = Envelope { id, command }.encode().into();
+        self.input(Input::Propose(Proposal { number, data, deadline: begun + self.timeout }))?;
         match tokio::time::timeout(self.timeout, receiver).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(ApiError::raft("etcdserver: server stopped")),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -38,7 +38,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(5);
 /// Time for sending one snapshot.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Bytes gathered before a write.
+/// Bytes gathered before a write, and read at once.
 const WRITE_BUFFER: usize = 64 * 1024;
 /// Connections from peers at one time: a few for each member and its snapshots.
 const MAX_INCOMING: usize = 64;
@@ -327,10 +327,11 @@ async fn serve(
     acceptor: &Acceptor,
     id: &mut Option<u64>,
 ) -> Result<(), LinkError> {
-    let (mut stream, hello) = timeout(DIAL_TIMEOUT, greet(tcp, from, acceptor))
+    let (stream, hello) = timeout(DIAL_TIMEOUT, greet(tcp, from, acceptor))
         .await
         .map_err(|_| LinkError::Timeout(DIAL_TIMEOUT))??;
     *id = Some(hello.from);
+    let mut stream = BufReader::with_capacity(WRITE_BUFFER, stream);
     let stats = acceptor.members.get(&hello.from).cloned();
     loop {
         let mut head = [0; FRAME_HEAD_BYTES];

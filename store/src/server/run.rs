@@ -149,6 +149,7 @@ fn share(config: &Config, identity: Identity, machine: Machine) -> Arc<Shared> {
         cluster_id: identity.cluster_id,
         name: config.name.clone(),
         started: wall_clock(),
+        reads_wait: AtomicBool::new(false),
         has_expiries: AtomicBool::new(machine.tree.has_expiries()),
         applied: AtomicU64::new(machine.applied.index),
         machine: RwLock::new(machine),
