@@ -47,8 +47,8 @@ impl ConfigError {
     /// The exit code: 2 for a command line that cannot be read, 1 for values that do not work, as etcd.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ConfigError::Flag(_) | ConfigError::Unsupported { .. } | ConfigError::Stray(_) => 2,
-            ConfigError::Value { .. } | ConfigError::Conflict(_) => 1,
+            ConfigError::Flag(_) | ConfigError::Unsupported { .. } => 2,
+            ConfigError::Value { .. } | ConfigError::Conflict(_) | ConfigError::Stray(_) => 1,
         }
     }
 }

@@ -110,6 +110,8 @@ impl Machine {
                 let value = member.attributes();
                 self.tree.apply(&set(path, value)).map(Done::Cluster)
             }
+            // Leaders that follow each other quickly may both have proposed it.
+            Command::SetClusterVersion(version) if version == self.membership.version => Ok(Done::Ignored),
             Command::SetClusterVersion(version) => {
                 self.membership.version.clone_from(&version);
                 self.tree.apply(&set("/0/version".to_owned(), version)).map(Done::Cluster)

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match ended {
         // As etcd: the shell's code for a signal, but success for a service manager's clean stop.
-        Ok(Ended::Signal(number)) if std::os::unix::process::parent_id() != 1 => {
+        Ok(Ended::Signal(number)) if std::process::id() != 1 && std::os::unix::process::parent_id() != 1 => {
             ExitCode::from(u8::try_from(128 + number).unwrap_or(1))
         }
         Ok(Ended::Signal(_)) => ExitCode::SUCCESS,

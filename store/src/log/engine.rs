@@ -202,7 +202,9 @@ impl LogStore for EngineLog {
     fn reset(&mut self, position: Position, hard_state: Option<&HardState>) -> Result<(), LogError> {
         let old = self.generation;
         self.generation += 1;
-        let hard_state = hard_state.cloned().unwrap_or_else(|| self.hard_state.clone());
+        let mut hard_state = hard_state.cloned().unwrap_or_else(|| self.hard_state.clone());
+        // What is committed beyond the snapshot comes with entries, which are written next.
+        hard_state.commit = hard_state.commit.min(position.index);
         let mut batch = LogBatch::with_capacity(3);
         batch
             .put(self.generation, KEY_TRUNCATED.to_vec(), encode_position(position).to_vec())

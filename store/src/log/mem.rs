@@ -93,6 +93,7 @@ impl LogStore for MemLog {
         if let Some(hard_state) = hard_state {
             self.now.hard_state = hard_state.clone();
         }
+        self.now.hard_state.commit = self.now.hard_state.commit.min(position.index);
         self.synced = self.now.clone();
         Ok(())
     }

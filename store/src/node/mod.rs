@@ -13,8 +13,8 @@ mod logger;
 mod storage;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
-use raft::{Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::{Config, ProgressState, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
 use storage::RaftStorage;
 pub use storage::SnapshotRequest;
@@ -156,13 +156,34 @@ impl<L: LogStore> Core<L> {
     /// One tick of time has passed.
     pub fn tick(&mut self) {
         self.raw.tick();
+        let in_use = self.raw.raft.prs().iter().any(|(_, progress)| progress.state == ProgressState::Snapshot);
+        self.raw.mut_store().tick(in_use);
     }
 
     /// Takes a message from another member. What is wrong with it is the sender's affair and ignored.
     pub fn step(&mut self, message: Message) {
+        if let Some(why) = self.wrong_with(&message) {
+            tracing::warn!(from = format_args!("{:x}", message.from), why, "raft message refused");
+            return;
+        }
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(%error, "raft message ignored");
         }
+    }
+
+    /// What the raft crate would panic on.
+    fn wrong_with(&self, message: &Message) -> Option<&'static str> {
+        let asks = matches!(message.get_msg_type(), MessageType::MsgPropose | MessageType::MsgReadIndex);
+        if asks && message.entries.is_empty() {
+            return Some("it proposes or asks nothing");
+        }
+        if message.entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal) {
+            return Some("it changes the members, which no version of this store does yet");
+        }
+        let beyond = message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > self.log().last_index();
+        beyond.then_some(
+            "it commits entries that this member does not have: its raft log has been lost or belongs to another member",
+        )
     }
 
     /// Proposes entries, all in one message; a follower passes it on to the leader.

@@ -28,7 +28,11 @@ struct Snapshots {
     ready: Option<Snapshot>,
     wanted: Option<SnapshotRequest>,
     asked: bool,
+    idle_ticks: usize,
 }
+
+/// Ticks after which a snapshot that no follower takes is dropped: it is as large as the keyspace.
+const IDLE_TICKS: usize = 100;
 
 impl<L: LogStore> RaftStorage<L> {
     pub(super) fn new(log: L, conf_state: ConfState, applied: Position) -> RaftStorage<L> {
@@ -50,7 +54,16 @@ impl<L: LogStore> RaftStorage<L> {
         let meta = snapshot.mut_metadata();
         (meta.index, meta.term) = (position.index, position.term);
         meta.set_conf_state(self.conf_state.clone());
-        *self.snapshots.get_mut() = Snapshots { ready: Some(snapshot), wanted: None, asked: false };
+        *self.snapshots.get_mut() = Snapshots { ready: Some(snapshot), ..Snapshots::default() };
+    }
+
+    /// Lets go of a snapshot that nobody needs any more.
+    pub(super) fn tick(&mut self, in_use: bool) {
+        let snapshots = self.snapshots.get_mut();
+        snapshots.idle_ticks = if in_use { 0 } else { snapshots.idle_ticks + 1 };
+        if snapshots.idle_ticks > IDLE_TICKS {
+            snapshots.ready = None;
+        }
     }
 
     /// Starts the log anew after a snapshot from the leader.
@@ -75,7 +88,7 @@ impl<L: LogStore> Storage for RaftStorage<L> {
     fn initial_state(&self) -> raft::Result<RaftState> {
         let mut hard_state = self.log.hard_state();
         // The commit index is written with the next batch, so a crash may leave it behind what was applied.
-        hard_state.commit = hard_state.commit.max(self.applied);
+        hard_state.commit = hard_state.commit.max(self.applied).min(self.log.last_index());
         let truncated = self.log.truncated();
         if hard_state.term < truncated.term {
             hard_state.term = truncated.term;

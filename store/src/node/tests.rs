@@ -116,14 +116,18 @@ impl Cluster {
             let message = wire.remove(at);
             let lost = self.cut.is_some_and(|cut| message.to == cut || message.from == cut)
                 || self.dice.roll(20) == 0;
+            let to = message.to;
+            let is_snapshot = message.get_msg_type() == raft::eraftpb::MessageType::MsgSnapshot;
             if lost {
+                // Whoever sends a snapshot sees that it does not arrive, and must say so.
+                if is_snapshot {
+                    self.members.get_mut(&message.from).unwrap().core.report_snapshot(to, false);
+                }
                 continue;
             }
-            let to = message.to;
             if self.dice.roll(20) == 0 {
                 self.members.get_mut(&to).unwrap().core.step(message.clone());
             }
-            let is_snapshot = message.get_msg_type() == raft::eraftpb::MessageType::MsgSnapshot;
             let from = message.from;
             self.members.get_mut(&to).unwrap().core.step(message);
             self.process(to);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use raft::eraftpb::Entry;
 
 use super::driver::Input;
-use super::handle::{Answer, Shared};
+use super::handle::{Answer, Refusal, Shared};
 use super::image::Job;
 use crate::machine::{Applied, Machine, Position};
 use crate::wire::command::DecodeError;
@@ -133,7 +133,7 @@ impl Applier {
     /// Events to those who watch, and the answer for whoever waits at this member.
     fn publish(&self, applied: Applied, answers: &mut Vec<(u64, Answer)>) {
         let Applied { id, result } = applied;
-        let answer = result.map(|done| {
+        let answer = result.map_err(Refusal::Tree).map(|done| {
             let outcomes = done.outcomes();
             if !outcomes.is_empty() {
                 let mut hub = self.shared.hub.lock();
@@ -167,16 +167,13 @@ impl Applier {
         let machine = Machine::from_snapshot(data).map_err(|error| error.to_string())?;
         tracing::info!(index = machine.applied.index, bytes = data.len(), "taking over a snapshot");
         self.checkpoint = machine.applied.index;
-        {
-            // Watchers may have missed events: ending their watches makes them look again.
-            let mut shared = self.shared.machine.write();
-            *self.shared.hub.lock() = crate::tree::Hub::default();
-            *shared = machine;
-            self.note(&shared);
-        }
+        // The image thread writes it to disk first and only then shows it: were it shown first, a write of what
+        // changed could put its position beside the old keys.
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let stopped = |_| "the image thread has stopped".to_owned();
-        self.jobs.send(Job::Replace(sender)).map_err(|_| "the image thread has stopped".to_owned())?;
-        receiver.recv().map_err(stopped)
+        let stopped = || "the image thread has stopped".to_owned();
+        self.jobs.send(Job::Replace(Box::new(machine), sender)).map_err(|_| stopped())?;
+        receiver.recv().map_err(|_| stopped())?;
+        self.note(&self.shared.machine.read());
+        Ok(())
     }
 }

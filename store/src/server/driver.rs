@@ -6,15 +6,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use raft::eraftpb::{EntryType, Message, Snapshot};
+use raft::eraftpb::{Message, MessageType, Snapshot};
 use tokio::sync::oneshot;
 
 use super::apply::Task;
-use super::handle::{Shared, now, now_ns};
+use super::handle::{Refusal, Shared, now, now_ns};
 use super::peers::Peers;
 use crate::log::LogStore;
 use crate::node::{Core, CoreError, Dropped, Shell};
@@ -28,6 +28,8 @@ const MAX_BATCH: usize = 1024;
 const MAX_HELD: usize = 4096;
 /// Bytes of entries in one proposal, unless a single one is larger.
 const MAX_PROPOSAL_BYTES: usize = 1 << 20;
+/// Batches that wait for the apply thread beyond its queue before proposals have to wait.
+const MAX_BACKLOG: usize = 64;
 /// How often the leader lets keys expire, as etcd.
 const SYNC_PERIOD: Duration = Duration::from_millis(500);
 /// Entries kept in the log after a compaction, for followers a little behind, as etcd.
@@ -66,6 +68,8 @@ pub enum Input {
 pub struct Settings {
     /// Length of a tick.
     pub tick: Duration,
+    /// Drawn at random at every start: no question of this start repeats one of an earlier.
+    pub start: u32,
     /// The cluster version that the leader sets once.
     pub cluster_version: &'static str,
 }
@@ -102,6 +106,27 @@ pub struct Driver<L: LogStore> {
 struct Outbox {
     peers: Peers,
     tasks: SyncSender<Task>,
+    /// Tasks that the apply thread has no room for yet. The raft thread does not wait for it: heartbeats must go on.
+    backlog: VecDeque<Task>,
+}
+
+/// The apply thread has ended.
+struct Gone;
+
+impl Outbox {
+    fn flush(&mut self) -> Result<(), Gone> {
+        while let Some(task) = self.backlog.pop_front() {
+            match self.tasks.try_send(task) {
+                Ok(()) => {}
+                Err(TrySendError::Full(task)) => {
+                    self.backlog.push_front(task);
+                    return Ok(());
+                }
+                Err(TrySendError::Disconnected(_)) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Shell for Outbox {
@@ -112,10 +137,13 @@ impl Shell for Outbox {
     }
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        let stopped = || "the apply thread has stopped".to_owned();
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let task = Task::Install { data: snapshot.get_data().to_vec(), done: sender };
-        self.tasks.send(task).map_err(|_| "the apply thread has stopped".to_owned())?;
-        receiver.recv().map_err(|_| "the apply thread has stopped".to_owned())?
+        for task in self.backlog.drain(..).chain([task]) {
+            self.tasks.send(task).map_err(|_| stopped())?;
+        }
+        receiver.recv().map_err(|_| stopped())?
     }
 }
 
@@ -142,12 +170,13 @@ impl<L: LogStore> Driver<L> {
         Driver {
             core,
             inputs,
-            outbox: Outbox { peers, tasks },
+            outbox: Outbox { peers, tasks, backlog: VecDeque::new() },
             shared,
-            settings,
             fresh: Vec::new(),
             held: Vec::new(),
-            reads: Reads::default(),
+            // Drawn at random, as a question from before a restart may still be out.
+            reads: Reads { sequence: u64::from(settings.start) << 32, ..Reads::default() },
+            settings,
             told_applied,
             last_sync: now(),
             version_proposed: false,
@@ -174,8 +203,11 @@ impl<L: LogStore> Driver<L> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            let fresh = std::mem::take(&mut self.fresh);
-            self.propose(fresh);
+            self.propose_version();
+            if self.outbox.backlog.len() < MAX_BACKLOG {
+                let fresh = std::mem::take(&mut self.fresh);
+                self.propose(fresh);
+            }
             let time = now();
             if time >= next_tick {
                 // After a pause of the whole process one tick is enough: others' messages come first.
@@ -183,33 +215,41 @@ impl<L: LogStore> Driver<L> {
                 self.core.tick();
                 self.on_tick(time);
             }
-            self.ask_for_reads(time);
-            while let Some(effects) = self.core.process(&mut self.outbox)? {
-                for read in effects.reads {
-                    self.reads.confirm(&read.request_ctx, read.index);
-                }
-                if !effects.committed.is_empty() {
-                    debug_assert!(effects.committed.iter().all(|e| e.entry_type == EntryType::EntryNormal));
-                    if self.outbox.tasks.send(Task::Entries(effects.committed)).is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            self.on_applied();
-            self.watch_leadership(time);
-            if let Some(wanted) = self.core.wanted_snapshot() {
-                tracing::info!(at_least = wanted.index, "a follower is far behind: making a snapshot");
-                let _ = self.outbox.tasks.send(Task::MakeSnapshot);
-            }
+            let Ok(()) = self.carry_out(time)? else { return Ok(()) };
         }
         Ok(())
+    }
+
+    /// What raft has to say after this round's inputs, and what follows from it.
+    fn carry_out(&mut self, time: Instant) -> Result<Result<(), Gone>, CoreError> {
+        // An answered question makes room for the next, which is asked in the same round.
+        while self.ask_for_reads(time) | self.process()? {}
+        self.on_applied();
+        self.watch_leadership(time);
+        if let Some(wanted) = self.core.wanted_snapshot() {
+            tracing::info!(at_least = wanted.index, "a follower is far behind: making a snapshot");
+            self.outbox.backlog.push_back(Task::MakeSnapshot);
+        }
+        Ok(self.outbox.flush())
+    }
+
+    /// Returns whether there was anything to do.
+    fn process(&mut self) -> Result<bool, CoreError> {
+        let Some(effects) = self.core.process(&mut self.outbox)? else { return Ok(false) };
+        for read in effects.reads {
+            self.reads.confirm(&read.request_ctx, read.index);
+        }
+        if !effects.committed.is_empty() {
+            self.outbox.backlog.push_back(Task::Entries(effects.committed));
+        }
+        Ok(true)
     }
 
     fn take(&mut self, input: Input) {
         match input {
             Input::Propose(proposal) => self.fresh.push(proposal),
             Input::Read(sender) => self.reads.waiting.push(sender),
-            Input::Peer(message) => self.core.step(*message),
+            Input::Peer(message) => self.step(*message),
             Input::Unreachable(id) => self.core.report_unreachable(id),
             Input::SnapshotSent { to, sent } => self.core.report_snapshot(to, sent),
             Input::Durable(index) => self.compact(index),
@@ -221,6 +261,16 @@ impl<L: LogStore> Driver<L> {
             }
             Input::Stop => self.stopping = true,
         }
+    }
+
+    /// An entry that cannot be read stops every member once it is committed, so it must not get that far.
+    fn step(&mut self, message: Message) {
+        let is_proposal = message.get_msg_type() == MessageType::MsgPropose;
+        if is_proposal && message.entries.iter().any(|entry| Envelope::decode(&entry.data).is_err()) {
+            tracing::warn!(from = format_args!("{:x}", message.from), "a proposal that is no command is refused");
+            return;
+        }
+        self.core.step(message);
     }
 
     /// Proposes as few and as large messages as raft takes; what it refuses waits for a leader.
@@ -247,8 +297,10 @@ impl<L: LogStore> Driver<L> {
             if self.held.len() < MAX_HELD {
                 self.held.push(proposal);
             } else {
-                // Dropping the sender tells the one who waits.
-                self.shared.waiters.lock().remove(&proposal.number);
+                let waiter = self.shared.waiters.lock().remove(&proposal.number);
+                if let Some(waiter) = waiter {
+                    let _ = waiter.send(Err(Refusal::Overload));
+                }
             }
         }
     }
@@ -269,35 +321,44 @@ impl<L: LogStore> Driver<L> {
             self.last_sync = time;
             self.propose_own(Command::Sync { now_ns: now_ns() });
         }
-        if !self.version_proposed {
-            self.version_proposed = true;
-            if self.shared.machine.read().membership.version.is_empty() {
-                self.propose_own(Command::SetClusterVersion(self.settings.cluster_version.to_owned()));
-            }
+        self.propose_version();
+    }
+
+    /// The leader sets the cluster version, once; at the start of its term, so that the first write of a user comes
+    /// after it, as in etcd.
+    fn propose_version(&mut self) {
+        if self.version_proposed || !self.core.leadership().leads {
+            return;
         }
+        let command = Command::SetClusterVersion(self.settings.cluster_version.to_owned());
+        let is_set = !self.shared.machine.read().membership.version.is_empty();
+        self.version_proposed = is_set || self.propose_own(command);
     }
 
-    /// Proposes something that nobody waits for: its number is no waiter's.
-    fn propose_own(&mut self, command: Command) {
+    /// Proposes something that nobody waits for: its number is no waiter's. Returns whether raft took it.
+    fn propose_own(&mut self, command: Command) -> bool {
         let id = RequestId { member: 0, number: 0 };
-        let _ = self.core.propose([Bytes::from(Envelope { id, command }.encode())]);
+        self.core.propose([Bytes::from(Envelope { id, command }.encode())]).is_ok()
     }
 
-    fn ask_for_reads(&mut self, time: Instant) {
+    /// Returns whether it has asked.
+    fn ask_for_reads(&mut self, time: Instant) -> bool {
         let me = self.shared.member_id;
         self.reads.waiting.retain(|sender| !sender.is_closed());
         match &mut self.reads.asked {
             Some((sequence, at, _)) if time.duration_since(*at) >= READ_RETRY => {
                 *at = time;
                 self.core.read_index(read_context(me, *sequence));
+                true
             }
             None if !self.reads.waiting.is_empty() && self.core.leadership().leader != 0 => {
                 self.reads.sequence += 1;
                 let sequence = self.reads.sequence;
                 self.reads.asked = Some((sequence, time, std::mem::take(&mut self.reads.waiting)));
                 self.core.read_index(read_context(me, sequence));
+                true
             }
-            Some(_) | None => {}
+            Some(_) | None => false,
         }
     }
 
@@ -306,7 +367,8 @@ impl<L: LogStore> Driver<L> {
             self.core.provide_snapshot(position, data);
         }
         // Raised before the index is read: an index that is published after that finds it raised.
-        self.shared.reads_wait.store(!self.reads.confirmed.is_empty(), Ordering::SeqCst);
+        let wait = !self.reads.confirmed.is_empty() || !self.outbox.backlog.is_empty();
+        self.shared.reads_wait.store(wait, Ordering::SeqCst);
         let applied = self.shared.applied.load(Ordering::SeqCst);
         if applied > self.told_applied {
             self.told_applied = applied;
@@ -338,6 +400,7 @@ impl<L: LogStore> Driver<L> {
                 (_, true) => tracing::info!(term = new.term, "this member leads"),
                 (_, false) => tracing::info!(term = new.term, %leader, "following"),
             }
+            self.propose_version();
             self.retry_held(time);
         }
     }

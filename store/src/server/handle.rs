@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -22,6 +23,9 @@ use crate::wire::v2::ApiError;
 const WATCHER_BACKLOG: usize = 100;
 /// Requests waiting for consensus at one time; more are refused.
 const MAX_WAITING: usize = 16 * 1024;
+
+/// Bytes of commands waiting for consensus at one time; more are refused.
+const MAX_WAITING_BYTES: usize = 256 << 20;
 
 /// State that the threads and the API share.
 pub struct Shared {
@@ -51,10 +55,56 @@ pub struct Shared {
     pub leadership: watch::Sender<(Leadership, Instant)>,
     /// Counters.
     pub stats: StoreStats,
+    /// Bytes of commands that wait for consensus.
+    pub waiting_bytes: AtomicUsize,
+}
+
+#[cfg(test)]
+impl Shared {
+    /// A member that is alone with this state.
+    pub(super) fn for_tests(machine: Machine) -> Shared {
+        Shared {
+            member_id: 1,
+            cluster_id: machine.membership.cluster_id,
+            name: "test".to_owned(),
+            started: wall_clock(),
+            reads_wait: AtomicBool::new(false),
+            has_expiries: AtomicBool::new(false),
+            applied: AtomicU64::new(machine.applied.index),
+            machine: RwLock::new(machine),
+            hub: Mutex::default(),
+            waiters: Mutex::default(),
+            snapshot: Mutex::default(),
+            leadership: watch::Sender::new((Leadership::default(), now())),
+            stats: StoreStats::default(),
+            waiting_bytes: AtomicUsize::new(0),
+        }
+    }
 }
 
 /// What a proposal came to.
-pub type Answer = Result<Option<Arc<Event>>, TreeError>;
+pub type Answer = Result<Option<Arc<Event>>, Refusal>;
+
+/// Why a proposal was not carried out.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The tree refused it.
+    Tree(TreeError),
+    /// Too many wait for a leader.
+    Overload,
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> ApiError {
+        match refusal {
+            Refusal::Tree(error) => error.into(),
+            Refusal::Overload => ApiError::raft(TOO_MANY),
+        }
+    }
+}
+
+/// etcd's words for a member with too much to do.
+const TOO_MANY: &str = "etcdserver: too many requests";
 
 /// The sending half of a watcher.
 pub struct EventSender(mpsc::Sender<Arc<Event>>);
@@ -118,13 +168,18 @@ impl Handle {
         {
             let mut waiters = self.shared.waiters.lock();
             if waiters.len() >= MAX_WAITING {
-                return Err(ApiError::raft("etcdserver: too many requests"));
+                return Err(ApiError::raft(TOO_MANY));
             }
             waiters.insert(number, sender);
         }
-        let _guard = WaiterGuard { shared: &self.shared, number };
+        let mut guard = WaiterGuard { shared: &self.shared, number, bytes: 0 };
         let id = RequestId { member: self.shared.member_id, number };
-        let data = Envelope { id, command }.encode().into();
+        let data: Bytes = Envelope { id, command }.encode().into();
+        guard.bytes = data.len();
+        let before = self.shared.waiting_bytes.fetch_add(guard.bytes, Ordering::Relaxed);
+        if before + guard.bytes > MAX_WAITING_BYTES {
+            return Err(ApiError::raft(TOO_MANY));
+        }
         self.input(Input::Propose(Proposal { number, data, deadline: begun + self.timeout }))?;
         match tokio::time::timeout(self.timeout, receiver).await {
             Ok(Ok(answer)) => Ok(answer?),
@@ -150,7 +205,7 @@ impl Handle {
 
     fn input(&self, input: Input) -> Result<(), ApiError> {
         self.inputs.try_send(input).map_err(|error| match error {
-            TrySendError::Full(_) => ApiError::raft("etcdserver: too many requests"),
+            TrySendError::Full(_) => ApiError::raft(TOO_MANY),
             TrySendError::Disconnected(_) => ApiError::raft("etcdserver: server stopped"),
         })
     }
@@ -207,10 +262,12 @@ impl Handle {
 struct WaiterGuard<'a> {
     shared: &'a Shared,
     number: u64,
+    bytes: usize,
 }
 
 impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
+        self.shared.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.shared.waiters.lock().remove(&self.number);
     }
 }

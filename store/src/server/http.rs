@@ -35,8 +35,11 @@ pub const CLUSTER_VERSION: &str = "3.2.0";
 
 /// Connections at one time on one listener.
 const MAX_CONNECTIONS: usize = 8192;
-/// Time for the TLS handshake and for the headers of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for the headers of a request, counted from the end of the one before: so long that a client's own limit on
+/// idle connections (90 seconds in Go) comes first, and no request meets a connection that is just being closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time for the confirmation that `/health` asks for, as in etcd.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a client sees that talks plain HTTP to a TLS port; the words are Go's.
@@ -149,7 +152,7 @@ async fn connection(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Some(config) = tls else { return requests(TokioIo::new(tcp), api, stop).await };
     let mut first = [0];
-    let peeked = timeout(HEADER_TIMEOUT, tcp.peek(&mut first)).await??;
+    let peeked = timeout(HANDSHAKE_TIMEOUT, tcp.peek(&mut first)).await??;
     if peeked == 1 && first[0] != TLS_HANDSHAKE {
         tcp.write_all(PLAIN_ON_TLS).await?;
         tcp.shutdown().await?;
@@ -158,7 +161,7 @@ async fn connection(
         return Ok(());
     }
     let from = tcp.peer_addr()?;
-    match timeout(HEADER_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await? {
+    match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await? {
         Ok(stream) => requests(TokioIo::new(stream), api, stop).await,
         Err(error) => {
             if error.kind() != io::ErrorKind::UnexpectedEof {

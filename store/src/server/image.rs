@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::driver::Input;
 use super::handle::Shared;
+use crate::machine::Machine;
 use crate::state::{Delta, Identity, StateError, StateStore};
 
 /// Jobs that may wait for the image thread.
@@ -23,8 +24,8 @@ pub enum Job {
     Write(SyncSender<()>),
     /// Write what changed, make it durable, and tell the raft thread up to where.
     Checkpoint,
-    /// Replace the whole image, make it durable, and say so.
-    Replace(SyncSender<()>),
+    /// Replace the whole image by this state, durably, then show it to everyone, and say so.
+    Replace(Box<Machine>, SyncSender<()>),
 }
 
 /// Everything the image thread owns.
@@ -63,13 +64,8 @@ impl<S: StateStore> Imager<S> {
                     // If the raft thread is too busy to hear it, the next checkpoint tells it.
                     let _ = self.inputs.try_send(Input::Durable(index));
                 }
-                Ok(Job::Replace(done)) => {
-                    let mut machine = self.shared.machine.write();
-                    self.state.replace(self.identity, &machine)?;
-                    machine.tree.take_dirty();
-                    self.written = machine.tree.index();
-                    self.applied = machine.applied.index;
-                    drop(machine);
+                Ok(Job::Replace(machine, done)) => {
+                    self.replace(*machine)?;
                     let _ = done.send(());
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -80,6 +76,19 @@ impl<S: StateStore> Imager<S> {
         }
         self.write(true)?;
         self.state.sync()
+    }
+
+    /// On disk first: a crash at any point leaves the old state or the new one, each whole.
+    fn replace(&mut self, mut machine: Machine) -> Result<(), StateError> {
+        self.state.replace(self.identity, &machine)?;
+        machine.tree.take_dirty();
+        self.written = machine.tree.index();
+        self.applied = machine.applied.index;
+        let mut shown = self.shared.machine.write();
+        *shown = machine;
+        // Watchers may have missed events: ending their watches makes them look again.
+        self.shared.hub.lock().clear();
+        Ok(())
     }
 
     /// Writes what changed; returns the raft index that the image then stands at. Entries without effect (a
@@ -98,3 +107,7 @@ impl<S: StateStore> Imager<S> {
         Ok(self.applied)
     }
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

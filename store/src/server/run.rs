@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -158,6 +158,7 @@ fn share(config: &Config, identity: Identity, machine: Machine) -> Arc<Shared> {
         snapshot: Mutex::default(),
         leadership: watch::Sender::new((Leadership::default(), now())),
         stats: StoreStats::default(),
+        waiting_bytes: AtomicUsize::new(0),
     })
 }
 
@@ -192,7 +193,7 @@ fn start_threads(
     }
     let (tasks, task_queue) = sync_channel(TASK_QUEUE);
     let (jobs, job_queue) = sync_channel(JOB_QUEUE);
-    let settings = Settings { tick: config.heartbeat, cluster_version: CLUSTER_VERSION };
+    let settings = Settings { tick: config.heartbeat, start: rand::random(), cluster_version: CLUSTER_VERSION };
     let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);
     let applier = Applier {
         shared: Arc::clone(shared),

@@ -60,6 +60,8 @@ pub enum Code {
     RootIsReadOnly,
     /// 108: a directory with children cannot be removed without `recursive`.
     DirectoryNotEmpty,
+    /// 209: the key has too many names or bytes; see [`path::MAX_NAMES`].
+    KeyTooLong,
     /// 401: the events asked for are no longer kept.
     EventCleared,
 }
@@ -75,6 +77,7 @@ impl Code {
             Code::AlreadyExists => 105,
             Code::RootIsReadOnly => 107,
             Code::DirectoryNotEmpty => 108,
+            Code::KeyTooLong => 209,
             Code::EventCleared => 401,
         }
     }
@@ -89,6 +92,7 @@ impl Code {
             Code::AlreadyExists => "Key already exists",
             Code::RootIsReadOnly => "Root is read only",
             Code::DirectoryNotEmpty => "Directory not empty",
+            Code::KeyTooLong => "Invalid field",
             Code::EventCleared => "The event in requested index is outdated and cleared",
         }
     }

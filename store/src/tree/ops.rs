@@ -144,6 +144,9 @@ impl Tree {
     }
 
     fn check_writable(&self, path: &str) -> Result<(), TreeError> {
+        if path::is_too_long(path) {
+            return Err(self.error(Code::KeyTooLong, path::too_long_cause()));
+        }
         if Tree::is_read_only(path) { Err(self.error(Code::RootIsReadOnly, "/")) } else { Ok(()) }
     }
 

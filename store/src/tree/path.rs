@@ -1,5 +1,21 @@
 //! Key paths: always absolute, `/` between names, no empty names.
 
+/// The most names in a path. Walks over the tree go one level of the stack deeper with each name, so this bound
+/// is what keeps a request from overflowing it.
+pub const MAX_NAMES: usize = 256;
+/// The most bytes in a path: every directory on the way keeps its own.
+pub const MAX_BYTES: usize = 4096;
+
+/// Whether a clean path is beyond what the tree takes. etcd has no such bound.
+pub fn is_too_long(path: &str) -> bool {
+    path.len() > MAX_BYTES || path.bytes().filter(|&byte| byte == b'/').count() > MAX_NAMES
+}
+
+/// The cause that an error names then.
+pub fn too_long_cause() -> String {
+    format!("the key has more than {MAX_NAMES} names or {MAX_BYTES} bytes")
+}
+
 /// The cleaned form of a path, as Go's `path.Clean` of the path below `/`: `a//b/../c/` is `/a/c`.
 pub fn clean(path: &str) -> String {
     let mut names: Vec<&str> = Vec::new();

@@ -381,3 +381,25 @@ proptest! {
         prop_assert_eq!(copy.has_expiries(), tree.has_expiries());
     }
 }
+
+/// Walks over the tree go one level of the stack deeper with each name, so depth is bounded; the deepest key that
+/// is allowed must be safe to list, store and remove on a thread with a small stack.
+#[test]
+fn keys_have_a_bound_on_their_depth_and_the_deepest_is_harmless() {
+    let deep = |names: usize| format!("/1{}", "/a".repeat(names - 1));
+    let mut tree = Tree::new();
+    assert_eq!(failure(&mut tree, &set(&deep(path::MAX_NAMES + 1), "v")).0, 209);
+    assert_eq!(failure(&mut tree, &set(&format!("/1/{}", "x".repeat(path::MAX_BYTES)), "v")).0, 209);
+    let small_stack = std::thread::Builder::new().stack_size(512 * 1024);
+    let walk = move || {
+        tree.apply(&set(&deep(path::MAX_NAMES), "v")).unwrap();
+        assert_eq!(tree.stored_nodes().len(), path::MAX_NAMES + 1);
+        let mut view = tree.get("/1", true).unwrap();
+        while let Some(child) = view.nodes.pop() {
+            view = child;
+        }
+        assert_eq!(view.value.as_deref(), Some("v"));
+        assert_eq!(tree.apply(&delete("/1/a", true, true)).unwrap().removed.len(), path::MAX_NAMES - 1);
+    };
+    small_stack.spawn(walk).unwrap().join().unwrap();
+}

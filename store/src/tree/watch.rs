@@ -82,6 +82,12 @@ impl<S: Sink> Hub<S> {
         }
     }
 
+    /// Ends every watch. Ids are not used again.
+    pub fn clear(&mut self) {
+        self.by_path.clear();
+        self.count = 0;
+    }
+
     /// Hands the outcome of an operation to everyone it concerns, each at most once: watchers of the key,
     /// recursive watchers above it who may see it, and watchers of every path that was removed with it.
     pub fn notify(&mut self, outcome: &Outcome) {

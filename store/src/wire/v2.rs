@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use time::OffsetDateTime;
 
 use super::json;
-use crate::tree::{Event, NodeView, TreeError};
+use crate::tree::{Code, Event, NodeView, TreeError};
 
 /// Where users' keys live in the tree; not part of what they see.
 pub const KEYS_ROOT: &str = "/1";
@@ -190,7 +190,7 @@ impl ApiError {
 impl From<TreeError> for ApiError {
     fn from(error: TreeError) -> ApiError {
         let is_path =
-            !matches!(error.code, crate::tree::Code::CompareFailed | crate::tree::Code::EventCleared);
+            !matches!(error.code, Code::CompareFailed | Code::EventCleared | Code::KeyTooLong);
         let cause = if is_path { user_path(&error.cause).to_owned() } else { error.cause };
         ApiError { code: error.code.number(), cause, index: error.index }
     }

@@ -5,6 +5,7 @@
 use super::v2::{ApiError, full_path};
 use crate::flags::parse_bool;
 use crate::tree::Op;
+use crate::tree::path::{is_too_long as path_is_too_long, too_long_cause};
 
 /// HTTP methods that the keys take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +185,9 @@ pub fn parse(method: Method, key: &str, query: &str, form: Option<&[u8]>) -> Res
     }
 
     let path = full_path(key);
+    if path_is_too_long(&path) {
+        return Err(ApiError::new(209, too_long_cause()));
+    }
     let value = form.text("value").to_owned();
     let prev_value = prev_value.map(str::to_owned);
     let prev_index = Some(prev_index).filter(|&index| index != 0);

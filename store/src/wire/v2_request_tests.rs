@@ -44,6 +44,14 @@ fn checks_answer_with_etcds_code_and_cause() {
     }
 }
 
+#[test]
+fn a_key_that_is_too_deep_is_refused_before_it_is_replicated() {
+    let key = "/a".repeat(6000);
+    for method in [Method::Get, Method::Put, Method::Post, Method::Delete] {
+        assert_eq!(read(method, &key, "recursive=true", "").unwrap_err().code, 209);
+    }
+}
+
 /// etcd's table of dispatch (v2 API, section 3).
 #[test]
 fn requests_become_the_operations_that_etcd_carries_out() {
