@@ -1,6 +1,7 @@
 //! `cli demo` when things go wrong: it says where, and leaves nothing behind. Stand-ins take the place of `store`
 //! and `overlayd`; the whole of it with the real ones is in the workspace's `tests`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
