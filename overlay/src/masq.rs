@@ -47,6 +47,8 @@ pub struct Chain {
     pub rules: Vec<String>,
     /// Rules of an earlier configuration that do not belong there.
     pub stale: Vec<String>,
+    /// Networks whose `! -s N -d S -j RETURN` rules are ours, whichever subnet S they name: this one and the earlier one.
+    pub networks: Vec<Subnet>,
 }
 
 /// One call of `iptables`.
@@ -81,7 +83,8 @@ pub fn chains(wanted: &Wanted, previous: Option<Subnet>) -> [Chain; 2] {
     let replaced = previous.filter(|p| *p != network);
     let chain = |table, chain, on: bool, rules: Vec<String>, old: Vec<String>| {
         let (rules, unwanted) = if on { (rules, vec![]) } else { (vec![], rules) };
-        Chain { table, chain, rules, stale: unwanted.into_iter().chain(old).collect() }
+        let networks = std::iter::once(network).chain(replaced).collect();
+        Chain { table, chain, rules, stale: unwanted.into_iter().chain(old).collect(), networks }
     };
     let old = |make: &dyn Fn(Subnet) -> Vec<String>| replaced.map(make).unwrap_or_default();
     [
@@ -100,14 +103,14 @@ pub fn chains(wanted: &Wanted, previous: Option<Subnet>) -> [Chain; 2] {
 ///
 /// Rules of others are neither moved nor looked at. Like flannel, when anything of ours is amiss, all of ours are
 /// deleted and appended anew.
-pub fn fix(chain: &Chain, wanted: &Wanted, listing: &str) -> Vec<Step> {
+pub fn fix(chain: &Chain, listing: &str) -> Vec<Step> {
     let prefix = format!("-A {} ", chain.chain);
     let listed: Vec<&str> =
         listing.lines().filter_map(|l| l.trim_end().strip_prefix(prefix.as_str())).collect();
     let mut steps: Vec<Step> = listed
         .iter()
         .filter(|rule| !chain.rules.iter().any(|r| r == *rule))
-        .filter(|rule| chain.stale.iter().any(|r| r == *rule) || is_stale_own_subnet(chain, wanted, rule))
+        .filter(|rule| chain.stale.iter().any(|r| r == *rule) || is_own_subnet_rule(chain, rule))
         .map(|rule| Step::Delete((*rule).to_owned()))
         .collect();
     let present: Vec<&str> =
@@ -119,14 +122,15 @@ pub fn fix(chain: &Chain, wanted: &Wanted, listing: &str) -> Vec<Step> {
     steps
 }
 
-/// Whether `rule` is the `! -s N -d S` rule for a subnet that is no longer ours.
-fn is_stale_own_subnet(chain: &Chain, wanted: &Wanted, rule: &str) -> bool {
-    let network = wanted.network;
-    let Some(rest) = rule.strip_prefix(&format!("! -s {network} -d ")) else { return false };
-    let Some(subnet) = rest.strip_suffix(" -j RETURN").and_then(|s| s.parse::<Subnet>().ok()) else {
-        return false;
+/// Whether `rule` is the `! -s N -d S` rule of some subnet of our networks.
+fn is_own_subnet_rule(chain: &Chain, rule: &str) -> bool {
+    let names_subnet_of = |network: &Subnet| {
+        let subnet = rule
+            .strip_prefix(&format!("! -s {network} -d "))
+            .and_then(|rest| rest.strip_suffix(" -j RETURN")?.parse::<Subnet>().ok());
+        subnet.is_some_and(|s| network.contains_subnet(s) && rule == own_subnet_rule(*network, s))
     };
-    chain.table == "nat" && network.contains_subnet(subnet) && rule == own_subnet_rule(network, subnet)
+    chain.table == "nat" && chain.networks.iter().any(names_subnet_of)
 }
 
 /// The chains of our nftables table: name, what it hooks into, rules as `nft list` prints them.
@@ -204,8 +208,8 @@ mod tests {
         format!("-P {} ACCEPT\n{}\n", chain.chain, lines.join("\n"))
     }
 
-    fn run(chain: &Chain, wanted: &Wanted, rules: &mut Vec<String>) -> usize {
-        let steps = fix(chain, wanted, &listing(chain, rules));
+    fn run(chain: &Chain, rules: &mut Vec<String>) -> usize {
+        let steps = fix(chain, &listing(chain, rules));
         for step in &steps {
             match step {
                 Step::Delete(rule) => {
@@ -241,12 +245,18 @@ mod tests {
         let [nat, filter] = chains(&want, Some("10.5.0.0/16".parse().unwrap()));
         let mut rules = vec![docker.clone()];
         rules.extend(old_nat.rules);
-        rules.push("-s 10.5.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE".into());
-        run(&nat, &want, &mut rules);
+        // The earlier network's, with the subnet the host had there.
+        let earlier = Wanted {
+            network: "10.5.0.0/16".parse().unwrap(),
+            subnet: "10.5.33.0/24".parse().unwrap(),
+            ..want
+        };
+        rules.extend(chains(&earlier, None)[0].rules.clone());
+        run(&nat, &mut rules);
         let expected: Vec<String> = std::iter::once(docker).chain(nat.rules.clone()).collect();
         assert_eq!(rules, expected);
         let mut rules = vec!["-s 10.5.0.0/16 -j ACCEPT".to_owned()];
-        run(&filter, &want, &mut rules);
+        run(&filter, &mut rules);
         assert_eq!(rules, filter.rules);
     }
 
@@ -257,7 +267,7 @@ mod tests {
         let mut rules = nat.rules;
         let off = Wanted { ip_masq: false, ..on };
         let [nat, _] = chains(&off, None);
-        run(&nat, &off, &mut rules);
+        run(&nat, &mut rules);
         assert_eq!(rules, Vec::<String>::new());
         assert!(!nft_ruleset(&off).contains("masquerade"));
     }
@@ -290,8 +300,8 @@ mod tests {
             let foreign = ["-j DOCKER".to_owned(), "-s 10.0.0.0/8 -j RETURN".to_owned(), "! -s 172.17.0.0/16 -d 172.17.9.0/24 -j RETURN".to_owned()];
             let mut rules: Vec<String> = picks.iter().map(|n| nat.rules.iter().chain(&foreign).cycle().nth(*n).unwrap().clone()).collect();
             let others: Vec<String> = rules.iter().filter(|r| foreign[..2].contains(r)).cloned().collect();
-            run(&nat, &want, &mut rules);
-            prop_assert_eq!(run(&nat, &want, &mut rules), 0);
+            run(&nat, &mut rules);
+            prop_assert_eq!(run(&nat, &mut rules), 0);
             let (ours, rest): (Vec<_>, Vec<_>) = rules.into_iter().partition(|r| nat.rules.contains(r));
             prop_assert_eq!(ours, nat.rules);
             prop_assert_eq!(rest, others);

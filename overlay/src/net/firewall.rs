@@ -119,7 +119,7 @@ impl Firewall {
         let mut made = 0;
         for chain in masq::chains(&self.wanted, self.previous) {
             let listing = run(program, &["--wait", "-t", chain.table, "-S", chain.chain], None).await?;
-            for step in masq::fix(&chain, &self.wanted, &listing) {
+            for step in masq::fix(&chain, &listing) {
                 let (verb, rule) = match &step {
                     Step::Delete(rule) => ("-D", rule),
                     Step::Append(rule) => ("-A", rule),
