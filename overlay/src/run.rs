@@ -16,7 +16,7 @@ use crate::daemon::{DaemonError, describe};
 use crate::datapath::{DataPath, Peer};
 use crate::lease::{Keeper, LeaseError, Reply, Seen};
 use crate::mesh::Target;
-use crate::registry::{Registry, Update};
+use crate::registry::{Complaint, Registry, Update};
 use crate::types::Subnet;
 use crate::watch::{self as leases, Event, Skipped};
 use crate::wire::lease::Lease;
@@ -74,6 +74,8 @@ struct Table {
     skipped: Vec<Skipped>,
     /// Whether there ever was a listing; before, the kernel's entries of an earlier run are left in peace.
     listed: bool,
+    /// What is wrong with programming.
+    failing: Complaint,
 }
 
 impl<D: DataPath> Node<D> {
@@ -105,7 +107,7 @@ impl<D: DataPath> Node<D> {
                     }
                     // Who has lost the lease touches nothing any more: forwarding goes on as it is, as with flannel.
                     if self.keeper.lost().is_none() && (self.refresh(&mut table) || !announced) {
-                        reconcile = self.sync(&table).await;
+                        reconcile = self.sync(&mut table).await;
                     }
                 }
                 reply = async { in_flight.as_mut().expect("guarded").await }, if in_flight.is_some() => {
@@ -118,7 +120,7 @@ impl<D: DataPath> Node<D> {
                     self.keeper.handle_timeout(Instant::now());
                 }
                 Some(()) = self.disturbed.recv() => reconcile = reconcile.min(tokio::time::Instant::now() + SETTLE),
-                () = tokio::time::sleep_until(reconcile) => reconcile = self.sync(&table).await,
+                () = tokio::time::sleep_until(reconcile) => reconcile = self.sync(&mut table).await,
                 () = tokio::time::sleep_until(announce_by), if !announced => {}
             }
             if !announced && (table.listed || tokio::time::Instant::now() >= announce_by) {
@@ -137,6 +139,7 @@ impl<D: DataPath> Node<D> {
         let own = self.own;
         match update {
             Update::All(listing) => {
+                self.keeper.handle_seen(Seen::Listed { index: listing.index }, now);
                 let odd = listing.odd.into_iter().find(|o| o.subnet == Some(own));
                 let seen = match (listing.leases.iter().find(|l| l.subnet == own), odd) {
                     (Some(lease), _) => Seen::Put(lease.clone()),
@@ -214,19 +217,25 @@ impl<D: DataPath> Node<D> {
     }
 
     /// Makes the kernel agree with the table; returns when to look again.
-    async fn sync(&mut self, table: &Table) -> tokio::time::Instant {
+    async fn sync(&mut self, table: &mut Table) -> tokio::time::Instant {
         if !table.listed {
             return tokio::time::Instant::now() + RECONCILE_SOON;
         }
         let outcome = self.datapath.sync(&table.peers).await;
+        let device = self.datapath.device();
         match &outcome {
-            Ok(0) => {}
-            Ok(changes) => debug!(device = self.datapath.device(), changes, "programmed"),
-            Err(error) => warn!(
-                device = self.datapath.device(),
-                "programming failed, trying again in {} s: {error}",
+            Ok(changes) => {
+                if *changes > 0 {
+                    debug!(device, changes, "programmed");
+                }
+                if table.failing.resolve() {
+                    info!(device, "programming works again");
+                }
+            }
+            Err(error) => table.failing.complain(&format!(
+                "programming {device} failed, trying again every {} s: {error}",
                 RECONCILE_SOON.as_secs()
-            ),
+            )),
         }
         self.ready.send_replace(outcome.is_ok());
         tokio::time::Instant::now() + if outcome.is_ok() { RECONCILE } else { RECONCILE_SOON }

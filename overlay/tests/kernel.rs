@@ -155,6 +155,38 @@ fn what_is_amiss_on_the_device_is_put_right_and_what_is_not_ours_stays() {
 }
 
 #[test]
+fn the_external_interface_may_be_renamed_and_made_anew() {
+    in_own_namespace(|| async {
+        let mut vxlan = open(&VXLAN).await.unwrap();
+        vxlan.configure("10.32.77.0/24".parse().unwrap()).await.unwrap();
+        let want = peers(2);
+        vxlan.sync(&want).await.unwrap();
+        let look = || {
+            sh(
+                "ip -d -o link show flannel.1 | grep -o 'dev up[0-9]'; ip route show dev flannel.1; ip -4 neigh show dev flannel.1; bridge fdb show dev flannel.1",
+            )
+        };
+        let good = look();
+        // Renamed, and another takes its name.
+        sh(
+            "ip link set up0 down; ip link set up0 name up7; ip link set up7 up; ip link add up0 type veth peer name up9",
+        );
+        assert_eq!(vxlan.sync(&want).await.unwrap(), 0);
+        sh("ip link del up0; ip link set up7 down; ip link set up7 name up0; ip link set up0 up");
+        assert_eq!(vxlan.sync(&want).await.unwrap(), 0);
+        // The kernel deletes our device with the one below.
+        sh("ip link del up0");
+        let error = vxlan.sync(&want).await.unwrap_err().to_string();
+        assert!(error.contains("external interface up0 is gone"), "{error}");
+        sh(
+            "ip link add up0 mtu 1600 type veth peer name up1 && ip link set up0 up && ip link set up1 up && ip addr add 10.99.0.2/24 dev up0",
+        );
+        assert!(vxlan.sync(&want).await.unwrap() > 0);
+        assert_eq!(look(), good);
+    });
+}
+
+#[test]
 fn an_earlier_device_is_adopted_with_its_peers_until_the_first_sync() {
     in_own_namespace(|| async {
         let mut vxlan = open(&VXLAN).await.unwrap();

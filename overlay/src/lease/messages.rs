@@ -61,6 +61,11 @@ pub enum Reply {
 /// What the watch saw of our own subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
+    /// All leases were listed, at this index of the store's.
+    Listed {
+        /// The store's index.
+        index: u64,
+    },
     /// It was written.
     Put(Lease),
     /// It was deleted or expired, at this index; or a listing of this index does not have it.

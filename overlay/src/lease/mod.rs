@@ -9,7 +9,7 @@
 //! | acquire | `List` answered | own lease that fits: `Update`; that does not: `Delete`, list again; else `Create` |
 //! | acquire | conflict, unknown outcome | list again, at most [`MAX_ROUNDS`] conflicts |
 //! | held | expiry less margin | `Update` if the key is as we left it |
-//! | held | conflict | `Read`: ours: adopt it; another's: lost |
+//! | held | conflict, or the store's index is behind our last write | `Read`: ours: adopt it; another's or gone: lost |
 //! | held | store away | try again after 1 s, 2 s ... 60 s; forwarding goes on |
 //! | held | key gone, or another's | lost; the daemon stops with a failure |
 //!
@@ -189,6 +189,11 @@ impl Keeper {
     pub fn handle_seen(&mut self, seen: Seen, now: Instant) {
         let Some(held) = self.held else { return };
         match seen {
+            // Read before our last write took effect, or the store has gone back: restored from a backup, or made
+            // anew. Indexes then say nothing about our key, so it is looked at.
+            Seen::Listed { index } if index < held.modified_index => {
+                self.pending = Some(Request::Read(held.subnet));
+            }
             Seen::Put(lease) if lease.modified_index > held.modified_index => self.examine(lease, now),
             Seen::Gone { index } if index > held.modified_index => {
                 self.lose(Loss::Revoked { subnet: held.subnet });

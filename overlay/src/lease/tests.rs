@@ -240,6 +240,37 @@ fn a_shortened_ttl_renews_at_once_and_an_event_of_the_past_changes_nothing() {
 }
 
 #[test]
+fn a_store_that_went_back_is_asked_for_our_key() {
+    let now = Instant::now();
+    let behind = |index| {
+        let mut keeper = holding(now, Some(TTL_S));
+        keeper.handle_seen(Seen::Listed { index }, now);
+        keeper.handle_seen(Seen::Gone { index }, now);
+        keeper
+    };
+    // A listing as new as our write needs no question.
+    assert_eq!(behind(10).poll_request(), None);
+    // A store made anew: the key is gone, which no index could have told.
+    let mut keeper = behind(3);
+    assert!(keeper.lost().is_none(), "it may be a listing that was under way while we wrote");
+    assert_eq!(keeper.poll_request(), Some(Request::Read(subnet(5))));
+    keeper.handle_reply(Reply::Gone, now).unwrap();
+    assert_eq!(keeper.lost(), Some(&Loss::Revoked { subnet: subnet(5) }));
+    // One restored from a backup: ours still, at a lower index, from which the next renewal compares.
+    let mut keeper = behind(3);
+    keeper.poll_request();
+    keeper.handle_reply(Reply::Found(lease(5, 1, 2)), now).unwrap();
+    keeper.handle_timeout(now + DAY);
+    assert!(matches!(keeper.poll_request(), Some(Request::Update { prev_index: 2, .. })));
+    // The store went away again meanwhile: the renewal that is tried next finds out.
+    let mut keeper = behind(3);
+    keeper.poll_request();
+    keeper.handle_reply(Reply::Unavailable("x".into()), now).unwrap();
+    keeper.handle_timeout(now + DAY);
+    assert!(matches!(keeper.poll_request(), Some(Request::Update { prev_index: 10, .. })));
+}
+
+#[test]
 fn two_hosts_with_one_address_are_told_apart_by_their_mac() {
     let mut keeper = holding(Instant::now(), Some(TTL_S));
     let mut twin = lease(5, 1, 12);

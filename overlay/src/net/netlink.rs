@@ -182,6 +182,19 @@ impl Netlink {
         }
     }
 
+    /// Whether there is a device of this index.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn has_link(&self, index: u32) -> Result<bool, NetlinkError> {
+        let mut links = self.handle.link().get().match_index(index).execute();
+        match links.try_next().await.map_err(failed(format!("look up interface {index}"))) {
+            Ok(link) => Ok(link.is_some()),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     async fn neighbours(
         &self,
         family: AddressFamily,

@@ -25,6 +25,9 @@ pub enum VxlanError {
     /// The external interface's MTU leaves no room.
     #[error("external interface {0}: no room for VXLAN's 50 bytes: {1}")]
     Mtu(String, TypeError),
+    /// The interface below is gone.
+    #[error("the external interface {0} is gone; it is used again when it is back")]
+    NoParent(String),
     /// Somebody changes the device as fast as we repair it.
     #[error("{device} does not stay as configured; still to do after {PASSES} passes: {left}")]
     Unsettled {
@@ -39,6 +42,8 @@ pub enum VxlanError {
 pub struct KernelVxlan {
     netlink: Netlink,
     desired: Desired,
+    /// Name of the external interface. One that is made anew has another index, and took our device with it.
+    parent: String,
 }
 
 impl KernelVxlan {
@@ -71,7 +76,8 @@ impl KernelVxlan {
             debug!(device = link.name, %mac, "keeping the existing device");
             link.mac = mac;
         }
-        let mut vxlan = Self { netlink, desired: Desired { link, address: None, peers: BTreeMap::new() } };
+        let desired = Desired { link, address: None, peers: BTreeMap::new() };
+        let mut vxlan = Self { netlink, desired, parent: external.name.clone() };
         // Peers of an earlier run stay programmed until the first full sync: forwarding goes on meanwhile.
         vxlan.settle(device_only).await?;
         if let Err(error) = sysctl::ignore_router_advertisements(vxlan.device()) {
@@ -80,9 +86,22 @@ impl KernelVxlan {
         Ok(vxlan)
     }
 
+    /// By its index as long as that lives, so that renaming it is no matter; then by its name.
+    async fn find_parent(&mut self) -> Result<(), VxlanError> {
+        if self.netlink.has_link(self.desired.link.parent).await? {
+            return Ok(());
+        }
+        let found = self.netlink.link(&self.parent).await?;
+        let found = found.ok_or_else(|| VxlanError::NoParent(self.parent.clone()))?;
+        info!(interface = self.parent, index = found.index, "the external interface was made anew");
+        self.desired.link.parent = found.index;
+        Ok(())
+    }
+
     async fn settle(&mut self, wanted: fn(&Change) -> bool) -> Result<usize, VxlanError> {
         let mut made = 0;
         let mut errors = Vec::new();
+        self.find_parent().await?;
         for _ in 0..PASSES {
             let observed = self.netlink.observe(&self.desired.link.name).await?;
             let changes: Vec<Change> = plan(&self.desired, &observed).into_iter().filter(wanted).collect();
