@@ -210,6 +210,12 @@ async fn carry_out(
         Ok(value) => value,
         Err(error) => return warn!(id = name, "mesh report: {error}"),
     };
+    // Who asked is gone, and has cleared up: a late report would leave its directory behind for ever.
+    let request = mesh::request_key(&prefix, &name);
+    let asked = client.get(&request, GetOptions { quorum: true, ..GetOptions::default() }).await;
+    if asked.is_err_and(|error| error.is_key_not_found()) {
+        return debug!(id = name, "mesh report not wanted any more");
+    }
     // Only once: after a restart the same request is seen again, and the first report was asked for.
     let options = PutOptions {
         value: Some(value),

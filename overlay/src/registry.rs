@@ -25,6 +25,12 @@ pub enum RegistryError {
     /// The store did not give it.
     #[error(transparent)]
     Store(#[from] ClientError),
+    /// Nobody has written it yet.
+    #[error(
+        "100: Key not found ({0}); write the network config there, for example with `cli set {0} '{{\"Network\": \
+         \"172.17.0.0/16\", \"Backend\": {{\"Type\": \"vxlan\"}}}}'`"
+    )]
+    Missing(String),
     /// The key is a directory.
     #[error("{0} is a directory, not the network config")]
     Directory(String),
@@ -83,7 +89,11 @@ impl Registry {
     /// When it cannot be read or used.
     pub async fn network_config(&self) -> Result<NetworkConfig, RegistryError> {
         let key = format!("{}/config", self.prefix);
-        let node = self.client.get(&key, QUORUM).await?.node.unwrap_or_default();
+        let node = match self.client.get(&key, QUORUM).await {
+            Ok(response) => response.node.unwrap_or_default(),
+            Err(error) if error.is_key_not_found() => return Err(RegistryError::Missing(key)),
+            Err(error) => return Err(error.into()),
+        };
         let Some(text) = node.value else { return Err(RegistryError::Directory(key)) };
         NetworkConfig::parse(&text).map_err(|error| RegistryError::Config { key, error })
     }
@@ -135,8 +145,8 @@ impl Registry {
         }
     }
 
-    /// Watches all leases for ever: first everything, then event by event; everything again after a gap, and from
-    /// time to time. Ends only when nobody listens any more.
+    /// Watches all leases for ever: first everything, then event by event; everything again after a gap or an
+    /// outage, and from time to time. Ends only when nobody listens any more.
     pub async fn watch(self, updates: mpsc::Sender<Update>) {
         let dir = leases_dir(&self.prefix);
         let mut cursor: Option<u64> = None;
@@ -176,6 +186,8 @@ impl Registry {
                     continue;
                 }
                 Err(error) => {
+                    // No endpoint answered. What comes back may have lost events, or be another store altogether.
+                    cursor = None;
                     failing.complain(&format!("Watch subnets: {error}"));
                     tokio::time::sleep(RETRY).await;
                     continue;

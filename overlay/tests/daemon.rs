@@ -148,6 +148,17 @@ fn the_mesh_is_probed_on_request() {
     for report in ask("0123456789abcdee", r#"{"version":9,"count":3,"interval_ms":20,"timeout_ms":300}"#) {
         assert!(report.contains("version 9 is not supported"), "{report}");
     }
+    // Who asked has cleared up before the report was due: nothing is left behind.
+    let late = "0123456789abcdec";
+    hosts.set(
+        &format!("mesh/requests/{late}"),
+        r#"{"version":1,"count":1,"interval_ms":0,"timeout_ms":1500}"#,
+    );
+    eventually("the probing", SOON, || second.log().contains(late).then_some(()));
+    hosts.etcdctl(&["rm", &format!("{PREFIX}/mesh/requests/{late}")]);
+    std::thread::sleep(Duration::from_secs(3));
+    let left = hosts.etcdctl(&["ls", &format!("{PREFIX}/mesh/results")]);
+    assert!(!left.contains(late), "{left}");
     // A daemon that does not answer shows as such.
     second.signal("-STOP");
     hosts.set(
@@ -316,6 +327,26 @@ fn the_device_is_repaired_and_an_earlier_one_adopted() {
     }
     hosts.ping(0, &b);
     hosts.ping(1, &a);
+}
+
+#[test]
+fn a_store_made_anew_is_noticed_and_the_subnet_leased_again() {
+    let mut hosts = Hosts::new(CONFIG);
+    // Far ahead of where the new store will be.
+    for n in 0..20 {
+        hosts.set("subnets/README", &n.to_string());
+    }
+    let (mut first, a) = hosts.ready(0, &[]);
+    hosts.stop_etcd();
+    std::fs::remove_dir_all(hosts.dir.path().join("etcd")).unwrap();
+    hosts.start_etcd();
+    hosts.set("config", CONFIG);
+    assert_eq!(first.exit_code(), 1);
+    assert!(first.log().contains("its key is gone from the store"), "{}", first.log());
+    // As the service manager would.
+    let (_again, subnet) = hosts.ready(0, &[]);
+    assert_eq!(subnet, a);
+    assert!(hosts.get(&format!("subnets/{a}-24")).is_some());
 }
 
 #[test]
