@@ -138,12 +138,13 @@ async fn gather(args: &PingMeshArgs) -> Result<(Vec<Lease>, Reports), MeshError>
         return Ok((listing.leases, Reports::new()));
     }
     let id = mesh::format_id(rand::random());
-    let answered = ask(&client, &args.prefix, &id, &request, listing.leases.len()).await;
+    let answered = ask(&client, &args.prefix, &id, &request, &listing.leases).await;
     // Their TTL would remove them too; this only spares the store. The answer does not depend on it.
     let recursive = DeleteOptions { recursive: true, ..DeleteOptions::default() };
+    // The request goes first: a daemon that is late finds it gone, and writes nothing.
     let cleaning = async {
-        let _ = client.delete(&mesh::results_dir(&args.prefix, &id), recursive.clone()).await;
         let _ = client.delete(&mesh::request_key(&args.prefix, &id), recursive.clone()).await;
+        let _ = client.delete(&mesh::results_dir(&args.prefix, &id), recursive.clone()).await;
     };
     let _ = tokio::time::timeout(limit, cleaning).await;
     let what = format!("the probes' request and reports under {}/mesh", args.prefix.trim_end_matches('/'));
@@ -151,13 +152,13 @@ async fn gather(args: &PingMeshArgs) -> Result<(Vec<Lease>, Reports), MeshError>
     Ok((listing.leases, reports))
 }
 
-/// Writes the request and collects reports until there are `expected` of them or time is up.
+/// Writes the request and collects reports until every one of `leases` has sent its own or time is up.
 async fn ask(
     client: &Client,
     prefix: &str,
     id: &str,
     request: &Request,
-    expected: usize,
+    leases: &[Lease],
 ) -> Result<Reports, ClientError> {
     let ttl = Some(mesh::TTL_S);
     let results = mesh::results_dir(prefix, id);
@@ -168,14 +169,23 @@ async fn ask(
     let deadline = tokio::time::Instant::now() + Duration::from_millis(probing) + GRACE;
     let mut reports = Reports::new();
     loop {
-        let listing =
-            client.get(&results, GetOptions { recursive: true, quorum: true, sorted: true }).await?;
+        let listing = client.get(&results, GetOptions { recursive: true, quorum: true, sorted: true });
+        let listing = match listing.await {
+            // An election, for one, passes while there is time.
+            Err(error @ ClientError::Unavailable { .. }) if tokio::time::Instant::now() < deadline => {
+                tracing::debug!("reading {results}: {error}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+            other => other?,
+        };
         for node in listing.node.iter().flat_map(|dir| &dir.nodes) {
             if let Some(subnet) = parse_subnet_key(&node.key) {
                 reports.insert(subnet, read(node.value.as_deref().unwrap_or_default()));
             }
         }
-        if reports.len() >= expected {
+        // Counting is not enough: a node that has joined since reports as well.
+        if leases.iter().all(|lease| reports.contains_key(&lease.subnet)) {
             return Ok(reports);
         }
         let change = client.watch_once(&results, Some(listing.etcd_index + 1), true);
