@@ -1,5 +1,7 @@
 //! What shows that the cluster works: health, the mesh, and packets between containers.
 
+#![expect(clippy::disallowed_methods, reason = "a shell: it reads the clock")]
+
 use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
