@@ -1,5 +1,8 @@
 //! Certificates: read, watched for change, and what is wrong with one in words that help.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -8,11 +11,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use rustls::client::ResolvesClientCert;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
@@ -166,8 +169,9 @@ pub fn server_config(tls: &Tls, mutual: bool, alpn: &[&[u8]]) -> Result<Option<A
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("the provider has the default protocol versions");
+    let demands = tls.trusted_ca.is_some() && (mutual || tls.cert_auth);
     let builder = match &tls.trusted_ca {
-        Some(ca) if mutual || tls.cert_auth => {
+        Some(ca) if demands => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
                 .build()
                 .map_err(|error| TlsError::Content {
@@ -184,6 +188,11 @@ pub fn server_config(tls: &Tls, mutual: bool, alpn: &[&[u8]]) -> Result<Option<A
     };
     let mut config = builder.with_cert_resolver(Arc::new(Reloading::open(cert, key)?));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    if demands {
+        // A resumed session is not verified again: a certificate that has expired since would go on being good.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(Some(Arc::new(config)))
 }
 
@@ -197,10 +206,12 @@ pub fn client_config(tls: &Tls) -> Result<Option<Arc<ClientConfig>>, TlsError> {
         .with_safe_default_protocol_versions()
         .expect("the provider has the default protocol versions")
         .with_root_certificates(roots(ca)?);
-    let config = match (&tls.cert, &tls.key) {
+    let mut config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => builder.with_client_cert_resolver(Arc::new(Reloading::open(cert, key)?)),
         _ => builder.with_no_client_auth(),
     };
+    // As on the other side: every link verifies anew.
+    config.resumption = Resumption::disabled();
     Ok(Some(Arc::new(config)))
 }
 
@@ -235,6 +246,11 @@ pub fn is_valid_for(certificate: &CertificateDer<'_>, from: IpAddr) -> Result<()
     }
 }
 
+/// Whether an error comes from TLS rather than from the connection below it.
+pub fn is_tls_error(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
+}
+
 /// What is wrong in a TLS handshake, by cause and with what to do; the other side's alerts are translated too.
 pub fn describe(error: &io::Error) -> String {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
@@ -253,13 +269,21 @@ fn describe_tls(error: &rustls::Error) -> String {
         E::AlertReceived(alert) => {
             use rustls::AlertDescription as A;
             let why = match alert {
-                A::CertificateExpired => "expired",
+                A::CertificateExpired => "expired or not valid yet; compare the clocks, or reissue it",
                 A::UnknownCA => "signed by a CA it does not trust (wrong CA)",
                 A::CertificateRequired => "missing",
                 A::DecryptError => "signed by another key of the CA's name (wrong CA)",
-                A::UnsupportedCertificate | A::BadCertificate | A::CertificateUnknown => {
-                    "not acceptable (name or usage; see its log)"
+                // What rustls sends for a wrong purpose, and what it sends for a wrong name (or bad encoding).
+                A::UnsupportedCertificate => {
+                    "lacks the usage that is needed there (extended key usage: a member needs both server auth and \
+                     client auth); reissue it"
                 }
+                A::BadCertificate => {
+                    "not valid for the name or address by which it reaches us (SAN missing); reissue it with that \
+                     among its hosts"
+                }
+                A::CertificateRevoked => "revoked",
+                A::CertificateUnknown => "not acceptable; its log says why",
                 _ => return format!("the other side ended the handshake: {alert:?}; its log says why"),
             };
             format!("the other side refuses our certificate: {why}")
