@@ -33,8 +33,6 @@ pub const ETCD_VERSION: &str = "3.2.12";
 /// The cluster version that goes with it.
 pub const CLUSTER_VERSION: &str = "3.2.0";
 
-/// Connections at one time on one listener.
-const MAX_CONNECTIONS: usize = 8192;
 /// Time for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the headers of a request, counted from the end of the one before: so long that a client's own limit on
@@ -104,14 +102,15 @@ pub struct Api {
     pub peers: Arc<BTreeMap<u64, Arc<PeerStats>>>,
 }
 
-/// Serves clients on one listener until `stop` says so.
+/// Serves clients on one listener until `stop` says so; each connection takes one of `slots`, which all listeners
+/// share.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
     api: Arc<Api>,
+    slots: Arc<tokio::sync::Semaphore>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &slots) => accepted,

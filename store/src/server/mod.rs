@@ -11,6 +11,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`run`] | start, in order, and stop |
+//! | `disk` | the data directory, opened or made |
+//! | `limits` | file descriptors |
 //! | [`driver`] | the raft thread: one loop around [`crate::node::Core`] |
 //! | [`apply`] | the apply thread: committed entries to the machine, answers to those who wait |
 //! | [`image`] | the image thread: changes to disk, checkpoints before the log is compacted |
@@ -20,11 +22,13 @@
 //! | [`http`], [`keys`], [`stats`] | the API |
 
 pub mod apply;
+mod disk;
 pub mod driver;
 pub mod handle;
 pub mod http;
 pub mod image;
 pub mod keys;
+mod limits;
 pub mod peers;
 pub mod run;
 pub mod stats;

@@ -1,15 +1,12 @@
 //! Start, in order, and stop.
 //!
 //! Everything that can be wrong is found before anything is changed: files, certificates, addresses. Then the
-//! data directory is opened (or made), the threads start, the member publishes itself, and only then clients
-//! are served and the service manager is told. SIGTERM and SIGINT hand leadership over, stop serving, write
-//! the image and end.
+//! data directory is opened (or made); a member without a raft log asks the others whether it may start; the
+//! threads start, the member publishes itself, and only then clients are served and the service manager is
+//! told. SIGTERM and SIGINT hand leadership over, stop serving, write the image and end.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,24 +16,27 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::apply::{Applier, TASK_QUEUE};
+use super::disk::{self, Opened};
 use super::driver::{Driver, INPUT_QUEUE, Input, Settings};
 use super::handle::{Handle, Shared, now, wall_clock};
 use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
+use super::limits;
 use super::peers::{self, Acceptor, Dialler, PeerLink, Peers};
 use super::stats::{PeerStats, StoreStats};
 use super::tls;
 use crate::config::{Config, Note, Url};
+use crate::log::LogStore as _;
 use crate::log::engine::EngineLog;
-use crate::machine::{Machine, Position};
-use crate::membership::{Member, Membership};
+use crate::machine::Machine;
+use crate::membership::Member;
 use crate::node::{Core, CoreConfig, Leadership};
+use crate::state::Identity;
 use crate::state::sled::SledState;
-use crate::state::{Identity, StateStore};
 use crate::wire::command::Command;
 
 /// How the store ended.
@@ -44,16 +44,6 @@ use crate::wire::command::Command;
 pub enum Ended {
     /// By a signal: its number.
     Signal(i32),
-}
-
-/// A data directory, opened and checked.
-struct Opened {
-    identity: Identity,
-    machine: Machine,
-    log: EngineLog,
-    state: SledState,
-    /// Keeps a second process out.
-    _lock: nix::fcntl::Flock<fs::File>,
 }
 
 /// Runs the store until a signal or an error ends it.
@@ -72,47 +62,62 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let peer_client_tls = tls::client_config(&config.peer_tls)?;
     let peer_listeners = bind(&config.listen_peer, "listen-peer-urls").await?;
     let client_listeners = bind(&config.listen_client, "listen-client-urls").await?;
-    let opened = open(&config)?;
-
-    let Opened { identity, machine, log, state, _lock } = opened;
+    let slots = limits::client_connections();
+    let mut signals = Signals::new()?;
+    let Opened { identity, machine, mut log, state, fresh, _lock } = disk::open(&config)?;
     let members: Vec<Member> = machine.membership.members().cloned().collect();
-    let me = identity.member_id;
+    let (me, start) = (identity.member_id, machine.applied);
     tracing::info!(
         member = format_args!("{me:x}"),
         cluster = format_args!("{:x}", identity.cluster_id),
         name = config.name,
         members = members.len(),
-        raft_index = machine.applied.index,
+        raft_index = start.index,
         "starting"
     );
     let (inputs, input_queue) = sync_channel(INPUT_QUEUE);
     let others: Vec<&Member> = members.iter().filter(|member| member.id != me).collect();
     let peer_stats: PeerTable = Arc::new(others.iter().map(|member| (member.id, Arc::default())).collect());
+    let links = links(&others, &peer_stats)?;
     let dialler = Dialler { cluster: identity.cluster_id, me, tls: peer_client_tls };
-    let peers = Peers::start(links(&others, &peer_stats)?, dialler, inputs.clone(), runtime());
     let shared = share(&config, identity, machine);
-    let (threads, mut failures) =
-        start_threads(&config, Disk { log, state, identity }, &shared, peers, (inputs.clone(), input_queue))?;
-
+    // Others are answered before this member starts: several new ones wait for each other.
+    let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::clone(&peer_stats), inputs.clone()));
     for (listener, url) in peer_listeners {
         let tls = if is_https(&url) { peer_server_tls.clone() } else { None };
-        let (cluster, members, inputs) = (identity.cluster_id, Arc::clone(&peer_stats), inputs.clone());
-        tokio::spawn(peers::accept(listener, Acceptor { cluster, me, members, tls, inputs }));
+        tokio::spawn(peers::accept(listener, tls, Arc::clone(&acceptor)));
     }
+    if fresh {
+        tokio::select! {
+            welcome = peers::until_welcome(&links, &dialler) => welcome?,
+            ended = signals.next() => return Ok(ended),
+        }
+        // From here on this member promises; what it promises is in its log, which is no longer empty.
+        log.reset(start, None)?;
+    }
+    let peers = Peers::start(links, dialler, inputs.clone(), runtime());
+    let (threads, mut failures) =
+        start_threads(&config, Disk { log, state, identity }, &shared, peers, (inputs.clone(), input_queue))?;
     let handle = Handle::new(Arc::clone(&shared), inputs.clone(), rand::random(), config.election);
     let (stop_serving, stop) = watch::channel(false);
-    let serving =
-        serve_when_published(&config, handle.clone(), peer_stats, client_listeners, client_tls, stop);
-    let ended = until_signal(serving, &mut failures).await?;
+    let serving = serve_when_published(
+        &config,
+        handle.clone(),
+        peer_stats,
+        (client_listeners, slots),
+        client_tls,
+        stop,
+    );
+    let ended = until_signal(serving, &mut failures, &mut signals).await?;
 
     tracing::info!("received a signal to stop, shutting down");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     hand_over(&shared, &inputs, config.election, !others.is_empty()).await;
     let _ = stop_serving.send(true);
-    let _ = inputs.send(Input::Stop);
-    drop((inputs, handle));
-    let joined =
-        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+    let joined = async {
+        peers::insist(&inputs, Input::Stop).await;
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await
+    };
     if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
         tracing::warn!("the threads do not end; leaving them (the raft log holds everything)");
     }
@@ -193,7 +198,8 @@ fn start_threads(
     }
     let (tasks, task_queue) = sync_channel(TASK_QUEUE);
     let (jobs, job_queue) = sync_channel(JOB_QUEUE);
-    let settings = Settings { tick: config.heartbeat, start: rand::random(), cluster_version: CLUSTER_VERSION };
+    let settings =
+        Settings { tick: config.heartbeat, start: rand::random(), cluster_version: CLUSTER_VERSION };
     let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);
     let applier = Applier {
         shared: Arc::clone(shared),
@@ -221,13 +227,34 @@ fn start_threads(
     Ok((threads, failures))
 }
 
+/// The signals that end the store.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Signals { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
+    }
+
+    /// Waits for one.
+    async fn next(&mut self) -> Ended {
+        let kind = tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        };
+        Ended::Signal(kind.as_raw_value())
+    }
+}
+
 /// Waits for a signal, and meanwhile lets `serving` get to where it serves.
 async fn until_signal(
     serving: impl Future<Output = anyhow::Result<()>>,
     failures: &mut Failures,
+    signals: &mut Signals,
 ) -> anyhow::Result<Ended> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::pin!(serving);
     let mut served = false;
     loop {
@@ -242,8 +269,7 @@ async fn until_signal(
                 ),
                 None => bail!("all threads have ended"),
             },
-            _ = terminate.recv() => return Ok(Ended::Signal(SignalKind::terminate().as_raw_value())),
-            _ = interrupt.recv() => return Ok(Ended::Signal(SignalKind::interrupt().as_raw_value())),
+            ended = signals.next() => return Ok(ended),
         }
     }
 }
@@ -292,109 +318,12 @@ async fn bind(urls: &[Url], flag: &str) -> anyhow::Result<Vec<(TcpListener, Url)
     Ok(listeners)
 }
 
-/// Opens the data directory, or makes it at the first start.
-fn open(config: &Config) -> anyhow::Result<Opened> {
-    let member_dir = config.data_dir.join("member");
-    let log_dir = config.wal_dir.clone().unwrap_or_else(|| member_dir.join("log"));
-    let state_dir = member_dir.join("state");
-    if member_dir.join("snap").exists() || member_dir.join("wal").exists() {
-        bail!(
-            "--data-dir: {} was written by etcd, whose files this store cannot read; give it a directory of its own",
-            config.data_dir.display()
-        );
-    }
-    for dir in [&log_dir, &state_dir] {
-        make_dirs(dir)?;
-    }
-    let lock = lock(&member_dir)?;
-    let mut log = EngineLog::open(&log_dir)?;
-    let mut state = SledState::open(&state_dir)?;
-    let (identity, machine) = if let Some((identity, machine)) = state.load()? {
-        let bootstrap = Position { index: machine.membership.ids().len() as u64, term: 1 };
-        if log.is_empty() && machine.applied != bootstrap {
-            bail!(
-                "the raft log in {} is missing although this member has been running: without it, it could \
-                     forget what it has promised to the others; restore the directory",
-                log_dir.display()
-            );
-        }
-        tracing::debug!(dir = %config.data_dir.display(), "the initial-* flags are ignored: the data directory knows");
-        (identity, machine)
-    } else {
-        if !log.is_empty() {
-            bail!(
-                "the applied state in {} is missing although there is a raft log; restore the directory",
-                state_dir.display()
-            );
-        }
-        let (identity, machine) = bootstrap(config)?;
-        state.replace(identity, &machine)?;
-        (identity, machine)
-    };
-    if log.is_empty() {
-        use crate::log::LogStore as _;
-        log.reset(machine.applied, None)?;
-    }
-    sync_dirs(&member_dir, &config.data_dir)?;
-    Ok(Opened { identity, machine, log, state, _lock: lock })
-}
-
-fn bootstrap(config: &Config) -> anyhow::Result<(Identity, Machine)> {
-    if config.existing {
-        bail!(
-            "--initial-cluster-state=existing: {} is empty, and this store cannot add members to a running cluster \
-             yet; start a new cluster with all its members and --initial-cluster-state=new",
-            config.data_dir.display()
-        );
-    }
-    config.check_bootstrap()?;
-    let member = |(name, urls): (&String, &Vec<Url>)| {
-        let urls: Vec<String> = urls.iter().map(|url| url.text().to_owned()).collect();
-        Member::bootstrap(name, &urls, &config.token)
-    };
-    let members: Vec<Member> = config.initial_cluster.iter().map(member).collect();
-    let me = members.iter().find(|member| member.name == config.name).map(|member| member.id);
-    let member_id = me.context("--name is not in --initial-cluster")?;
-    let machine = Machine::bootstrap(Membership::bootstrap(members));
-    Ok((Identity { cluster_id: machine.membership.cluster_id, member_id }, machine))
-}
-
-/// Makes a directory and its parents, private as etcd's.
-fn make_dirs(dir: &Path) -> anyhow::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("--data-dir: cannot make {}", dir.display()))
-}
-
-fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
-    let path: PathBuf = dir.join("lock");
-    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("--data-dir: cannot write {}", path.display()))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!(
-            "--data-dir: another process uses {} ({error}); stop it or use another directory",
-            dir.display()
-        )
-    })
-}
-
-/// New directories are on disk only when the directories that hold them are.
-fn sync_dirs(member_dir: &Path, data_dir: &Path) -> anyhow::Result<()> {
-    for dir in [member_dir, data_dir] {
-        let synced = fs::File::open(dir).and_then(|file| file.sync_all());
-        synced.with_context(|| format!("--data-dir: cannot sync {}", dir.display()))?;
-    }
-    Ok(())
-}
-
 /// Publishes this member, as etcd does at every start, and then serves clients.
 async fn serve_when_published(
     config: &Config,
     handle: Handle,
     peers: Arc<BTreeMap<u64, Arc<PeerStats>>>,
-    listeners: Vec<(TcpListener, Url)>,
+    (listeners, slots): (Vec<(TcpListener, Url)>, Arc<Semaphore>),
     tls: Option<Arc<rustls::ServerConfig>>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -418,7 +347,7 @@ async fn serve_when_published(
             tracing::warn!(%url, "serving insecure client requests, this is strongly discouraged!");
         }
         let tls = if is_https(&url) { tls.clone() } else { None };
-        tokio::spawn(http::serve(listener, tls, Arc::clone(&api), stop.clone()));
+        tokio::spawn(http::serve(listener, tls, Arc::clone(&api), Arc::clone(&slots), stop.clone()));
     }
     tracing::info!("ready to serve client requests");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

@@ -5,9 +5,12 @@
 //! of it runs inside mutual TLS.
 //!
 //! ```text
-//! dialler:   hello   = "WEFT" version:u8 cluster:u64 from:u64 to:u64        (29 bytes)
-//! acceptor:  verdict = "WEFT" version:u8 code:u8                            (6 bytes)
+//! dialler:   hello   = "WEFT" version:u8 cluster:u64 from:u64 to:u64 fresh:u8   (30 bytes)
+//! acceptor:  verdict = "WEFT" version:u8 code:u8                                (6 bytes)
 //! dialler:   frame   = length:u32 kind:u8 body[length - 1]     repeated
+//!
+//! fresh 1 the dialler's raft log is still empty; it asks whether it may start and sends no frames
+//! fresh 0 any other connection
 //!
 //! kind 0  keep-alive, empty: sent after a second without another frame
 //! kind 1  a raft message (eraftpb.Message, protobuf)
@@ -20,7 +23,7 @@ pub const MAGIC: [u8; 4] = *b"WEFT";
 /// The version of the protocol.
 pub const VERSION: u8 = 1;
 /// Length of a hello.
-pub const HELLO_BYTES: usize = 29;
+pub const HELLO_BYTES: usize = 30;
 /// Length of a verdict.
 pub const VERDICT_BYTES: usize = 6;
 /// The largest frame that is accepted. A snapshot is one frame, so this bounds the keyspace for now.
@@ -28,7 +31,7 @@ pub const MAX_FRAME_BYTES: u32 = 1 << 30;
 /// Length of what precedes a frame's body: length and kind.
 pub const FRAME_HEAD_BYTES: usize = 5;
 
-const _: () = assert!(HELLO_BYTES == MAGIC.len() + 1 + 3 * 8);
+const _: () = assert!(HELLO_BYTES == MAGIC.len() + 1 + 3 * 8 + 1);
 const _: () = assert!(VERDICT_BYTES == MAGIC.len() + 2);
 
 /// Who dials whom.
@@ -40,6 +43,8 @@ pub struct Hello {
     pub from: u64,
     /// The member it means to reach.
     pub to: u64,
+    /// Whether the dialling member's raft log is still empty: it is new, or has lost its data.
+    pub fresh: bool,
 }
 
 /// What the accepting member makes of a hello.
@@ -55,17 +60,26 @@ pub enum Verdict {
     UnknownMember,
     /// The dialler meant to reach another member: two members' addresses are mixed up.
     NotMe,
+    /// The dialler comes with an empty raft log, but has been a running member before.
+    AlreadyBootstrapped,
+    /// The dialler's certificate does not carry the address that it dials from.
+    BadCertificateName,
 }
 
 /// Why bytes from a peer are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// Whoever is there does not speak this protocol.
-    #[error("no Weft store answers there (an etcd cannot be a member of this cluster)")]
+    #[error(
+        "the other side does not speak Weft's peer protocol (an etcd cannot be a member of this cluster)"
+    )]
     Magic,
     /// Another version of the protocol.
     #[error("the other side speaks version {0} of the peer protocol, this one {VERSION}")]
     Version(u8),
+    /// Neither fresh nor not.
+    #[error("a hello with {0} where 0 or 1 must be")]
+    Fresh(u8),
     /// No verdict that we know.
     #[error("verdict {0} is unknown")]
     Verdict(u8),
@@ -97,14 +111,15 @@ impl Hello {
         bytes[4] = VERSION;
         bytes[5..13].copy_from_slice(&self.cluster.to_be_bytes());
         bytes[13..21].copy_from_slice(&self.from.to_be_bytes());
-        bytes[21..].copy_from_slice(&self.to.to_be_bytes());
+        bytes[21..29].copy_from_slice(&self.to.to_be_bytes());
+        bytes[29] = u8::from(self.fresh);
         bytes
     }
 
     /// Reads it.
     ///
     /// # Errors
-    /// [`PeerError::Magic`] or [`PeerError::Version`].
+    /// [`PeerError::Magic`], [`PeerError::Version`] or [`PeerError::Fresh`].
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Hello, PeerError> {
         check_head(bytes)?;
         let number = |at: usize| {
@@ -112,17 +127,24 @@ impl Hello {
             number.copy_from_slice(&bytes[at..at + 8]);
             u64::from_be_bytes(number)
         };
-        Ok(Hello { cluster: number(5), from: number(13), to: number(21) })
+        let fresh = match bytes[29] {
+            0 => false,
+            1 => true,
+            other => return Err(PeerError::Fresh(other)),
+        };
+        Ok(Hello { cluster: number(5), from: number(13), to: number(21), fresh })
     }
 }
 
 impl Verdict {
-    const ALL: [Verdict; 5] = [
+    const ALL: [Verdict; 7] = [
         Verdict::Welcome,
         Verdict::OtherVersion,
         Verdict::OtherCluster,
         Verdict::UnknownMember,
         Verdict::NotMe,
+        Verdict::AlreadyBootstrapped,
+        Verdict::BadCertificateName,
     ];
 
     const fn code(self) -> u8 {
@@ -132,6 +154,8 @@ impl Verdict {
             Verdict::OtherCluster => 2,
             Verdict::UnknownMember => 3,
             Verdict::NotMe => 4,
+            Verdict::AlreadyBootstrapped => 5,
+            Verdict::BadCertificateName => 6,
         }
     }
 
@@ -148,6 +172,13 @@ impl Verdict {
             Verdict::UnknownMember => "it does not know this member; compare --initial-cluster",
             Verdict::NotMe => {
                 "another member answers at this URL; compare the peer URLs in --initial-cluster"
+            }
+            Verdict::AlreadyBootstrapped => {
+                "this member has already been bootstrapped, but comes with an empty data directory"
+            }
+            Verdict::BadCertificateName => {
+                "the other side refuses our certificate: it is not valid for the address that this member dials from \
+                 (SAN missing); reissue --peer-cert-file with that address among its hosts"
             }
         }
     }
@@ -228,12 +259,19 @@ mod tests {
 
     #[test]
     fn the_bytes_are_as_documented() {
-        let hello = Hello { cluster: 1, from: 2, to: 0x0102_0304_0506_0708 };
+        let hello = Hello { cluster: 1, from: 2, to: 0x0102_0304_0506_0708, fresh: true };
         assert_eq!(
             hello.encode(),
-            *b"WEFT\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x01\x02\x03\x04\x05\x06\x07\x08"
+            *b"WEFT\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x01\x02\x03\x04\x05\x06\x07\x08\x01"
         );
+        assert_eq!(Hello { fresh: false, ..hello }.encode()[..29], hello.encode()[..29]);
+        assert_eq!(Hello { fresh: false, ..hello }.encode()[29], 0);
+        let mut neither = hello.encode();
+        neither[29] = 2;
+        assert_eq!(Hello::decode(&neither), Err(PeerError::Fresh(2)));
         assert_eq!(Verdict::NotMe.encode(), *b"WEFT\x01\x04");
+        assert_eq!(Verdict::AlreadyBootstrapped.encode(), *b"WEFT\x01\x05");
+        assert_eq!(Verdict::BadCertificateName.encode(), *b"WEFT\x01\x06");
         assert_eq!(frame_head(Kind::Raft, 3).unwrap(), [0, 0, 0, 4, 1]);
     }
 
@@ -250,8 +288,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hellos_and_heads_read_back(cluster: u64, from: u64, to: u64, body in 0usize..(1 << 30) - 1, noise: [u8; 29]) {
-            let hello = Hello { cluster, from, to };
+        fn hellos_and_heads_read_back(cluster: u64, from: u64, to: u64, fresh: bool, body in 0usize..(1 << 30) - 1, noise: [u8; HELLO_BYTES]) {
+            let hello = Hello { cluster, from, to, fresh };
             prop_assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
             let head = frame_head(Kind::Raft, body).unwrap();
             prop_assert_eq!(parse_frame_head(head), Ok((Kind::Raft, body)));
@@ -259,7 +297,7 @@ mod tests {
         }
 
         #[test]
-        fn verdicts_read_back(code in 0usize..5) {
+        fn verdicts_read_back(code in 0usize..Verdict::ALL.len()) {
             let verdict = Verdict::ALL[code];
             prop_assert_eq!(Verdict::decode(&verdict.encode()), Ok(verdict));
         }

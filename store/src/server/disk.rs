@@ -1,0 +1,173 @@
+//! The data directory: opened and checked, or made at the first start.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::config::{Config, Url};
+use crate::log::engine::EngineLog;
+use crate::machine::{Machine, Position};
+use crate::membership::{Member, Membership};
+use crate::state::sled::SledState;
+use crate::state::{Identity, StateStore};
+
+/// A data directory, opened and checked.
+pub(super) struct Opened {
+    /// Who this member is.
+    pub(super) identity: Identity,
+    /// The applied state.
+    pub(super) machine: Machine,
+    /// The raft log.
+    pub(super) log: EngineLog,
+    /// Where the applied state is kept.
+    pub(super) state: SledState,
+    /// Whether the raft log is still empty: this member has promised nothing yet, or has lost what it promised.
+    /// It stays empty until the other members have been asked which.
+    pub(super) fresh: bool,
+    /// Keeps a second process out.
+    pub(super) _lock: nix::fcntl::Flock<fs::File>,
+}
+
+/// Opens the data directory, or makes it at the first start.
+pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
+    let member_dir = config.data_dir.join("member");
+    let log_dir = config.wal_dir.clone().unwrap_or_else(|| member_dir.join("log"));
+    let state_dir = member_dir.join("state");
+    if member_dir.join("snap").exists() || member_dir.join("wal").exists() {
+        bail!(
+            "--data-dir: {} was written by etcd, whose files this store cannot read; give it a directory of its own",
+            config.data_dir.display()
+        );
+    }
+    make_dirs(&log_dir, if config.wal_dir.is_some() { "wal-dir" } else { "data-dir" })?;
+    make_dirs(&state_dir, "data-dir")?;
+    let lock = lock(&member_dir)?;
+    let log = EngineLog::open(&log_dir)?;
+    let mut state = SledState::open(&state_dir)?;
+    let (identity, machine) = if let Some((identity, machine)) = state.load()? {
+        let bootstrap = Position { index: machine.membership.ids().len() as u64, term: 1 };
+        if log.is_empty() && machine.applied != bootstrap {
+            bail!(
+                "the raft log in {} is missing although this member has been running: without it, it could \
+                     forget what it has promised to the others; restore the directory",
+                log_dir.display()
+            );
+        }
+        tracing::debug!(dir = %config.data_dir.display(), "the initial-* flags are ignored: the data directory knows");
+        (identity, machine)
+    } else {
+        if !log.is_empty() {
+            bail!(
+                "the applied state in {} is missing although there is a raft log; restore the directory",
+                state_dir.display()
+            );
+        }
+        let (identity, machine) = bootstrap(config)?;
+        state.replace(identity, &machine)?;
+        (identity, machine)
+    };
+    for dir in [&member_dir, &config.data_dir] {
+        sync_dir(dir, "data-dir")?;
+    }
+    let fresh = log.is_empty();
+    Ok(Opened { identity, machine, log, state, fresh, _lock: lock })
+}
+
+fn bootstrap(config: &Config) -> anyhow::Result<(Identity, Machine)> {
+    if config.existing {
+        bail!(
+            "--initial-cluster-state=existing: {} is empty, and this store cannot add members to a running cluster \
+             yet; start a new cluster with all its members and --initial-cluster-state=new",
+            config.data_dir.display()
+        );
+    }
+    config.check_bootstrap()?;
+    let member = |(name, urls): (&String, &Vec<Url>)| {
+        let urls: Vec<String> = urls.iter().map(|url| url.text().to_owned()).collect();
+        Member::bootstrap(name, &urls, &config.token)
+    };
+    let members: Vec<Member> = config.initial_cluster.iter().map(member).collect();
+    let me = members.iter().find(|member| member.name == config.name).map(|member| member.id);
+    let member_id = me.context("--name is not in --initial-cluster")?;
+    let machine = Machine::bootstrap(Membership::bootstrap(members));
+    Ok((Identity { cluster_id: machine.membership.cluster_id, member_id }, machine))
+}
+
+/// Makes a directory and its parents, private as etcd's. A new directory is on disk only when the one that
+/// holds it is, so that one is synced.
+fn make_dirs(dir: &Path, flag: &str) -> anyhow::Result<()> {
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("--{flag}: cannot make {}", dir.display()))?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(|parent| sync_dir(parent, flag))
+}
+
+fn sync_dir(dir: &Path, flag: &str) -> anyhow::Result<()> {
+    // The parent of a relative path of one part.
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let synced = fs::File::open(dir).and_then(|file| file.sync_all());
+    synced.with_context(|| format!("--{flag}: cannot sync {}", dir.display()))
+}
+
+fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
+    let path: PathBuf = dir.join("lock");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("--data-dir: cannot write {}", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!(
+            "--data-dir: another process uses {} ({error}); stop it or use another directory",
+            dir.display()
+        )
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::Asked;
+    use crate::log::LogStore as _;
+
+    fn config(dir: &Path, more: &[&str]) -> Config {
+        let mut args = vec!["--name=a".to_owned(), format!("--data-dir={}", dir.join("x/y/data").display())];
+        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        args.push("--initial-cluster=a=http://localhost:2380,b=http://127.0.0.1:3380".to_owned());
+        match Config::read(&args, &BTreeMap::new()).unwrap() {
+            Asked::Run(config) => *config,
+            _ => unreachable!("nothing else is asked for"),
+        }
+    }
+
+    #[test]
+    fn a_new_directory_stays_fresh_until_the_log_is_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        let first = open(&config).unwrap();
+        assert!(first.fresh);
+        let id = first.identity.member_id;
+        drop(first);
+        // As after a crash while it waited for the others.
+        let mut second = open(&config).unwrap();
+        assert!(second.fresh && second.identity.member_id == id);
+        second.log.reset(second.machine.applied, None).unwrap();
+        drop(second);
+        assert!(!open(&config).unwrap().fresh);
+    }
+
+    #[test]
+    fn a_log_directory_that_was_lost_makes_it_fresh_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("wal/of/a");
+        let config = config(dir.path(), &[&format!("--wal-dir={}", wal.display())]);
+        let mut opened = open(&config).unwrap();
+        opened.log.reset(opened.machine.applied, None).unwrap();
+        drop(opened);
+        fs::remove_dir_all(&wal).unwrap();
+        assert!(open(&config).unwrap().fresh);
+    }
+}
