@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use weft_tests::cluster::Cluster;
-use weft_tests::cluster::Server;
+use weft_tests::cluster::{Cluster, Member, Server};
 use weft_tests::fabric::Fabric;
 use weft_tests::http::Request;
 use weft_tests::process::one_at_a_time;
@@ -244,6 +243,85 @@ fn a_member_that_was_away_for_longer_than_the_log_gets_a_snapshot() -> Result<()
     cluster.members[away].start()?;
     cluster.members[away].wait_healthy(SOON)?;
     promises_are_kept(&cluster, &promises)
+}
+
+/// Starts a member whose data directory has been wiped, and checks that it ends by itself and says why.
+fn is_turned_away(member: &mut Member<'_>, id: &str) -> Result<()> {
+    member.start()?;
+    let status = member.process()?.wait_exit(SOON).context("a wiped member must not run")?;
+    let log = member.process()?.log();
+    ensure!(status.code() == Some(1), "exit code 1 is a failure that a service manager sees: {status}");
+    let text = format!("member {id} has already been bootstrapped");
+    let line =
+        log.lines().rfind(|line| line.contains(&text)).with_context(|| format!("`{text}` in {log}"))?;
+    for advice in ["data directory", "must not come back", "cannot replace a member"] {
+        ensure!(line.contains(advice), "`{advice}` is not in: {line}");
+    }
+    Ok(())
+}
+
+/// A member that has forgotten its votes and its log under its old id could make acknowledged writes disappear.
+#[test]
+fn a_member_whose_data_was_wiped_does_not_come_back_under_its_old_id() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let (mut cluster, _certs) = started(&fabric)?;
+    let leader = cluster.wait_leader(&ALL)?;
+    let (a, b) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.members[leader].endpoint().set("/load/kept", "1")?;
+    let members = cluster.members[leader].endpoint().get("/v2/members")?.json()?;
+    let name = cluster.members[a].name.clone();
+    let list = members["members"].as_array().context("members")?;
+    let id = list.iter().find(|m| m["name"] == name.as_str()).and_then(|m| m["id"].as_str());
+    let id = id.with_context(|| format!("{name} in {members}"))?.to_owned();
+
+    cluster.members[a].kill9()?;
+    std::fs::remove_dir_all(&cluster.members[a].data_dir)?;
+    is_turned_away(&mut cluster.members[a], &id).context("both others run")?;
+    // The empty log that it left behind makes no difference at the next attempt.
+    is_turned_away(&mut cluster.members[a], &id).context("again")?;
+    cluster.wait_leader(&[leader, b])?;
+    cluster.members[b].endpoint().set("/load/kept", "2")?;
+    ensure!(cluster.members[leader].endpoint().value("/load/kept", true)? == "2");
+    let refused = cluster.members[b].process()?.wait_for_log("but has already been bootstrapped", SOON)?;
+    ensure!(refused.contains(&format!("peer={id}")), "the others' log names it: {refused}");
+
+    // The dangerous case: with the third down, the wiped one and the other would be a majority.
+    cluster.members[leader].kill9()?;
+    is_turned_away(&mut cluster.members[a], &id).context("one other runs")?;
+    let write = cluster.members[b].endpoint().set("/load/kept", "3");
+    ensure!(write.is_err(), "one of three has taken a write");
+    cluster.members[leader].start()?;
+    cluster.members[leader].wait_healthy(SOON)?;
+    ensure!(cluster.members[b].endpoint().value("/load/kept", true)? == "2");
+    Ok(())
+}
+
+/// A new member waits for as many others as it needs, says so, and can be stopped meanwhile.
+#[test]
+fn a_new_member_waits_for_a_majority_and_can_be_stopped() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let certs = tempfile::tempdir()?;
+    make_certificates(certs.path())?;
+    let mut cluster = Cluster::on_fabric(&fabric, Server::Weft, certs.path())?;
+    cluster.members[0].start()?;
+    cluster.members[0].process()?.wait_for_log("asking the other members", SOON)?;
+    ensure!(cluster.members[0].endpoint().get("/health").is_err(), "it serves clients before it is a member");
+    let status = cluster.members[0].process()?.terminate(Duration::from_secs(5))?;
+    ensure!(status.code() == Some(143), "128 + SIGTERM, as etcd: {status}");
+
+    // Started again it is still new; and two of three are enough.
+    cluster.members[0].start()?;
+    cluster.members[1].start()?;
+    for n in [0, 1] {
+        cluster.members[n].wait_healthy(SOON)?;
+    }
+    cluster.members[0].endpoint().set("/load/x", "1")?;
+    cluster.members[2].start()?;
+    cluster.members[2].wait_healthy(SOON).context("the third joins later")?;
+    ensure!(cluster.members[2].endpoint().value("/load/x", true)? == "1");
+    same_index_everywhere(&cluster)
 }
 
 #[test]
