@@ -31,7 +31,8 @@ const BURST: usize = 64;
 /// Requests remembered so as not to be carried out twice.
 const REMEMBERED: usize = 256;
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a quiet watch is trusted; requests live for a minute.
+/// How long a quiet watch is trusted; requests live for a minute. The listing that follows goes through consensus,
+/// and so to a member that is not frozen or cut off.
 const RESYNC: Duration = Duration::from_secs(30);
 
 /// Who we are in the mesh.
@@ -150,7 +151,7 @@ pub async fn serve(client: Client, prefix: String, me: Identity, mut targets: Re
 /// The next requests: all of them where there is no cursor, else the one that comes next.
 async fn requests(client: &Client, dir: &str, cursor: &mut Option<u64>) -> Result<Vec<Node>, ClientError> {
     let Some(index) = *cursor else {
-        let listed = client.get(dir, GetOptions { recursive: true, sorted: true, quorum: false }).await;
+        let listed = client.get(dir, GetOptions { recursive: true, sorted: true, quorum: true }).await;
         return match listed {
             Ok(response) => {
                 *cursor = Some(response.etcd_index);

@@ -13,9 +13,11 @@ use crate::watch::{self, Event, Listing};
 use crate::wire::lease::{LeaseValue, TTL_S, lease_key, leases_dir};
 use crate::wire::netconf::{ConfigError, NetworkConfig};
 
-/// How long a quiet watch is trusted before everything is read again. It bounds the harm of a connection that died
-/// without a word, and of anything else that went unnoticed.
-const RESYNC: Duration = Duration::from_secs(300);
+/// How long a quiet watch is trusted. Then the store is asked a question through consensus, which a member that is
+/// frozen or cut off cannot answer: the client moves to one that can, and the watch goes on there, at its old place.
+const QUIET: Duration = Duration::from_secs(60);
+/// After how many quiet times everything is read again. It bounds the harm of anything else that went unnoticed.
+const RESYNC: u32 = 5;
 const RETRY: Duration = Duration::from_secs(1);
 const QUORUM: GetOptions = GetOptions { recursive: false, sorted: false, quorum: true };
 
@@ -56,6 +58,7 @@ impl RegistryError {
 pub struct Registry {
     client: Client,
     prefix: String,
+    quiet: Duration,
 }
 
 /// What the watch delivers.
@@ -70,7 +73,7 @@ pub enum Update {
 impl Registry {
     /// Keys below `prefix` at the store of `client`.
     pub fn new(client: Client, prefix: &str) -> Self {
-        Self { client, prefix: prefix.trim_end_matches('/').to_owned() }
+        Self { client, prefix: prefix.trim_end_matches('/').to_owned(), quiet: QUIET }
     }
 
     /// The key prefix, without a trailing slash.
@@ -150,6 +153,7 @@ impl Registry {
     pub async fn watch(self, updates: mpsc::Sender<Update>) {
         let dir = leases_dir(&self.prefix);
         let mut cursor: Option<u64> = None;
+        let mut quiet = 0;
         let mut failing = Complaint::default();
         loop {
             let update = match cursor {
@@ -158,14 +162,24 @@ impl Registry {
                     Some(Update::All(listing))
                 }),
                 Some(index) => {
-                    match tokio::time::timeout(RESYNC, self.client.watch_once(&dir, Some(index + 1), true))
-                        .await
-                    {
-                        Err(_) => {
-                            cursor = None;
+                    let next = self.client.watch_once(&dir, Some(index + 1), true);
+                    match tokio::time::timeout(self.quiet, next).await {
+                        Ok(answer) => {
+                            quiet = 0;
+                            answer.map(|response| response.map(|r| self.understand(&r, index)))
+                        }
+                        Err(_) if quiet + 1 >= RESYNC => {
+                            (cursor, quiet) = (None, 0);
                             continue;
                         }
-                        Ok(answer) => answer.map(|response| response.map(|r| self.understand(&r, index))),
+                        Err(_) => {
+                            quiet += 1;
+                            self.index().await.map(|now| {
+                                // A store that went back would be silent for long.
+                                cursor = cursor.filter(|at| *at <= now);
+                                None
+                            })
+                        }
                     }
                 }
             };
@@ -196,6 +210,15 @@ impl Registry {
             if failing.resolve() {
                 info!("Watch of subnet leases works again");
             }
+        }
+    }
+
+    /// The store's index, as a majority knows it.
+    async fn index(&self) -> Result<u64, ClientError> {
+        match self.client.get(&format!("{}/config", self.prefix), QUORUM).await {
+            Ok(response) => Ok(response.etcd_index),
+            Err(ClientError::Api { code: 100, index, .. }) => Ok(index),
+            Err(error) => Err(error),
         }
     }
 
@@ -262,5 +285,101 @@ fn refusal(error: ClientError) -> Reply {
         ClientError::Http { status, .. } if (400..500).contains(&status) => Reply::Refused(error.to_string()),
         ClientError::Config { .. } => Reply::Refused(error.to_string()),
         other => Reply::Unavailable(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    const LEASE: &str = r#"{"action":"set","node":{"key":"/n/subnets/172.17.9.0-24","value":"{\"PublicIP\":\"10.0.0.9\"}","modifiedIndex":12,"createdIndex":12}}"#;
+
+    /// A store that answers each request by `answer` of its path, never if that is `None`; returns its URL.
+    fn server(answer: impl Fn(&str) -> Option<(u64, &'static str)> + Clone + Send + 'static) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let answer = answer.clone();
+                std::thread::spawn(move || serve(&stream, &answer));
+            }
+        });
+        url
+    }
+
+    fn serve(stream: &TcpStream, answer: &impl Fn(&str) -> Option<(u64, &'static str)>) -> Option<()> {
+        let mut lines = BufReader::new(stream).lines();
+        loop {
+            let path = lines.next()?.ok()?;
+            while !lines.next()?.ok()?.is_empty() {}
+            let Some((index, body)) = answer(&path) else {
+                // Connected, and silent until the client gives up.
+                while lines.next()?.is_ok() {}
+                return None;
+            };
+            let status = if body.contains("errorCode") { 404 } else { 200 };
+            let head =
+                format!("HTTP/1.1 {status} X\r\nX-Etcd-Index: {index}\r\nContent-Length: {}", body.len());
+            write!(&*stream, "{head}\r\n\r\n{body}").ok()?;
+        }
+    }
+
+    fn registry(endpoints: Vec<String>) -> Registry {
+        let request_timeout = Some(Duration::from_millis(300));
+        let config = store::client::Config { endpoints, request_timeout, ..Default::default() };
+        Registry { quiet: Duration::from_millis(300), ..Registry::new(Client::new(config).unwrap(), "/n") }
+    }
+
+    const EMPTY: &str = r#"{"errorCode":100,"message":"Key not found","cause":"/n/subnets","index":11}"#;
+    const CONFIG: &str =
+        r#"{"action":"get","node":{"key":"/n/config","value":"{}","modifiedIndex":3,"createdIndex":3}}"#;
+
+    #[tokio::test]
+    async fn a_member_that_freezes_is_left_and_nothing_is_missed() {
+        // Lists, then says no more; the other has the event that comes after the list.
+        let frozen = server(|path| path.contains("recursive=true&sorted").then_some((11, EMPTY)));
+        let other = server(|path| match path {
+            p if p.contains("/config") => Some((12, CONFIG)),
+            p if p.contains("waitIndex=12") => Some((12, LEASE)),
+            _ => None,
+        });
+        let (updates, mut received) = mpsc::channel(8);
+        let watching = tokio::spawn(registry(vec![frozen, other]).watch(updates));
+        let limit = Duration::from_secs(20);
+        let first = tokio::time::timeout(limit, received.recv()).await.unwrap().unwrap();
+        assert!(matches!(first, Update::All(Listing { index: 11, .. })), "{first:?}");
+        let second = tokio::time::timeout(limit, received.recv()).await.unwrap().unwrap();
+        assert!(matches!(&second, Update::One(Event::Put(_), 12)), "{second:?}");
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_went_back_is_read_anew() {
+        // Its index is below the one that it gave with the first list: the watch would be silent for long.
+        let polls = Arc::new(AtomicU32::new(0));
+        let counted = polls.clone();
+        let store = server(move |path| match path {
+            p if p.contains("/config") => Some((3, CONFIG)),
+            p if p.contains("wait=true") => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            _ => Some((11, EMPTY)),
+        });
+        let (updates, mut received) = mpsc::channel(8);
+        let registry = Registry { quiet: Duration::from_millis(100), ..registry(vec![store]) };
+        let watching = tokio::spawn(registry.watch(updates));
+        for _ in 0..2 {
+            let update = tokio::time::timeout(Duration::from_secs(20), received.recv()).await.unwrap();
+            assert!(matches!(update, Some(Update::All(_))), "{update:?}");
+        }
+        assert!(polls.load(Ordering::Relaxed) < RESYNC, "only found by the resync that comes anyway");
+        watching.abort();
     }
 }
