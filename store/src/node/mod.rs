@@ -156,7 +156,8 @@ impl<L: LogStore> Core<L> {
     /// One tick of time has passed.
     pub fn tick(&mut self) {
         self.raw.tick();
-        let in_use = self.raw.raft.prs().iter().any(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let in_use =
+            self.raw.raft.prs().iter().any(|(_, progress)| progress.state == ProgressState::Snapshot);
         self.raw.mut_store().tick(in_use);
     }
 
@@ -180,7 +181,8 @@ impl<L: LogStore> Core<L> {
         if message.entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal) {
             return Some("it changes the members, which no version of this store does yet");
         }
-        let beyond = message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > self.log().last_index();
+        let beyond =
+            message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > self.log().last_index();
         beyond.then_some(
             "it commits entries that this member does not have: its raft log has been lost or belongs to another member",
         )

@@ -267,7 +267,10 @@ impl<L: LogStore> Driver<L> {
     fn step(&mut self, message: Message) {
         let is_proposal = message.get_msg_type() == MessageType::MsgPropose;
         if is_proposal && message.entries.iter().any(|entry| Envelope::decode(&entry.data).is_err()) {
-            tracing::warn!(from = format_args!("{:x}", message.from), "a proposal that is no command is refused");
+            tracing::warn!(
+                from = format_args!("{:x}", message.from),
+                "a proposal that is no command is refused"
+            );
             return;
         }
         self.core.step(message);

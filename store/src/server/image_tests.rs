@@ -78,7 +78,8 @@ fn a_crash_while_a_snapshot_is_taken_over_leaves_the_old_state_or_the_new() {
         (machine.tree.index(), machine.applied.index)
     };
     let state = Watched(double, Arc::clone(&seen));
-    let imager = Imager { state, identity, shared: Arc::clone(&shared), jobs: queue, inputs, written, applied };
+    let imager =
+        Imager { state, identity, shared: Arc::clone(&shared), jobs: queue, inputs, written, applied };
     let thread = std::thread::spawn(move || imager.run());
     let (done, replaced) = sync_channel(1);
     jobs.send(Job::Checkpoint).unwrap();

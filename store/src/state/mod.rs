@@ -61,6 +61,8 @@ pub struct Delta {
     pub index: u64,
     /// The members there.
     pub membership: Membership,
+    /// The number of nodes there.
+    pub len: usize,
     /// Changed nodes; `None` for those that are gone.
     pub nodes: Vec<(String, Option<StoredNode>)>,
     /// New events.
@@ -91,6 +93,7 @@ impl Delta {
             applied: machine.applied,
             index: machine.tree.index(),
             membership: machine.membership.clone(),
+            len: machine.tree.len(),
             nodes,
             events,
             first_event: history.first_index().unwrap_or(0),

@@ -30,6 +30,8 @@ struct Meta {
     applied: Position,
     index: u64,
     membership: Membership,
+    /// Number of nodes stored, so that a missing one does not go unnoticed.
+    nodes: u64,
 }
 
 /// The image on disk.
@@ -83,6 +85,10 @@ impl StateStore for SledState {
             let node = self.read(&value, &path)?;
             nodes.push((path, node));
         }
+        if nodes.len() as u64 != meta.nodes {
+            let found = nodes.len();
+            return Err(self.damaged(format!("{found} keys are stored where {} should be", meta.nodes)));
+        }
         let mut events: Vec<Event> = Vec::new();
         for item in self.db.scan_prefix(b"e") {
             let (_, value) = item.map_err(self.fail())?;
@@ -109,6 +115,7 @@ impl StateStore for SledState {
             applied: machine.applied,
             index: machine.tree.index(),
             membership: machine.membership.clone(),
+            nodes: machine.tree.len() as u64,
         };
         batch.insert(KEY_META, encode(&meta));
         self.db.apply_batch(batch).map_err(self.fail())?;
@@ -144,6 +151,7 @@ impl StateStore for SledState {
             applied: delta.applied,
             index: delta.index,
             membership: delta.membership.clone(),
+            nodes: delta.len as u64,
         };
         batch.insert(KEY_META, encode(&meta));
         self.db.apply_batch(batch).map_err(self.fail())
@@ -202,6 +210,19 @@ mod tests {
         Machine::bootstrap(Membership::bootstrap(vec![member]))
     }
 
+    /// sled's own threads may hold a closed database, and its lock, for a moment longer.
+    fn open(dir: &Path) -> SledState {
+        let mut tries = 0;
+        loop {
+            match SledState::open(dir) {
+                Ok(state) => return state,
+                Err(error) if tries > 200 => panic!("{error}"),
+                Err(_) => tries += 1,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
     /// The image and its double stay alike over many random changes and restarts, and alike with the machine.
     #[test]
     fn deltas_add_up_to_the_machine_also_after_a_restart() {
@@ -210,7 +231,7 @@ mod tests {
         let mut live = machine();
         let mut double = MemState::default();
         double.replace(identity, &live).unwrap();
-        SledState::open(dir.path()).unwrap().replace(identity, &live).unwrap();
+        open(dir.path()).replace(identity, &live).unwrap();
         live.tree.take_dirty();
         for round in 0u64..20 {
             let since = live.tree.index();
@@ -233,20 +254,23 @@ mod tests {
             let delta = Delta::take(&mut live, since);
             double.write(&delta).unwrap();
             {
-                let mut sled = SledState::open(dir.path()).unwrap();
+                let mut sled = open(dir.path());
                 sled.write(&delta).unwrap();
                 sled.sync().unwrap();
             }
-            let (who, loaded) = SledState::open(dir.path()).unwrap().load().unwrap().unwrap();
+            let (who, loaded) = open(dir.path()).load().unwrap().unwrap();
             assert_eq!(who, identity);
             assert_eq!(loaded.snapshot(), live.snapshot(), "round {round}");
             assert_eq!(double.load().unwrap().unwrap().1.snapshot(), live.snapshot());
         }
+        {
+            let sled = open(dir.path());
+            sled.db.remove(node_key("/0/members")).unwrap();
+            let refused = sled.load().unwrap_err().to_string();
+            assert!(refused.contains("keys are stored where"), "{refused}");
+        }
         let other = machine();
-        SledState::open(dir.path()).unwrap().replace(identity, &other).unwrap();
-        assert_eq!(
-            SledState::open(dir.path()).unwrap().load().unwrap().unwrap().1.snapshot(),
-            other.snapshot()
-        );
+        open(dir.path()).replace(identity, &other).unwrap();
+        assert_eq!(open(dir.path()).load().unwrap().unwrap().1.snapshot(), other.snapshot());
     }
 }

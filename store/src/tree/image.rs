@@ -92,7 +92,8 @@ impl Tree {
             let Some(children) = tree.find_mut(path::parent(&at)).and_then(Node::children_mut) else {
                 return Err(ImageError::Orphan(at));
             };
-            children.insert(name.to_owned(), Node { created, modified, expires_ns, kind });
+            let node = Node { created, modified, expires_ns, kind };
+            tree.len += usize::from(children.insert(name.to_owned(), node).is_none());
             if let Some(expires) = expires_ns {
                 tree.expiries.insert((expires, at));
             }

@@ -106,6 +106,8 @@ impl Code {
 pub struct Tree {
     root: Node,
     index: u64,
+    /// Number of nodes without the root.
+    len: usize,
     expiries: BTreeSet<(i64, String)>,
     history: History,
     /// Paths that may differ from the stored image; drained by whoever writes it.
@@ -128,6 +130,7 @@ impl Tree {
         Tree {
             root,
             index: 0,
+            len: 2,
             expiries: BTreeSet::new(),
             history: History::new(HISTORY_EVENTS),
             dirty: BTreeSet::from(["/0".to_owned(), "/1".to_owned()]),
@@ -137,6 +140,16 @@ impl Tree {
     /// The index of the last change.
     pub fn index(&self) -> u64 {
         self.index
+    }
+
+    /// Number of nodes, the cluster's own and directories among them.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing; never so, for a tree has directories from the start.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// The last events.

@@ -252,6 +252,7 @@ impl Tree {
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));
         }
+        self.len += usize::from(prev.is_none());
         let parent_path = path::parent(path);
         let mut parent = &mut self.root;
         for (end, name) in path::components(parent_path) {
@@ -260,6 +261,7 @@ impl Tree {
             };
             parent = children.entry(name.to_owned()).or_insert_with(|| {
                 self.dirty.insert(parent_path[..end].to_owned());
+                self.len += 1;
                 Node::dir(next, None)
             });
         }
@@ -327,6 +329,7 @@ impl Tree {
             self.expiries.remove(&(at, path.to_owned()));
         }
         self.dirty.insert(path.to_owned());
+        self.len -= 1;
         removed.push(path.to_owned());
     }
 

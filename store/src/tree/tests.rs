@@ -375,10 +375,12 @@ proptest! {
         }
         let stored: BTreeMap<_, _> = tree.stored_nodes().into_iter().collect();
         prop_assert_eq!(&image, &stored);
+        prop_assert_eq!(tree.len(), stored.len());
         let events = tree.history().iter().map(|event| (**event).clone());
         let copy = Tree::from_stored(tree.index(), stored, events).unwrap();
         prop_assert_eq!(copy.stored_nodes(), tree.stored_nodes());
         prop_assert_eq!(copy.has_expiries(), tree.has_expiries());
+        prop_assert_eq!(copy.len(), tree.len());
     }
 }
 

@@ -189,8 +189,7 @@ impl ApiError {
 
 impl From<TreeError> for ApiError {
     fn from(error: TreeError) -> ApiError {
-        let is_path =
-            !matches!(error.code, Code::CompareFailed | Code::EventCleared | Code::KeyTooLong);
+        let is_path = !matches!(error.code, Code::CompareFailed | Code::EventCleared | Code::KeyTooLong);
         let cause = if is_path { user_path(&error.cause).to_owned() } else { error.cause };
         ApiError { code: error.code.number(), cause, index: error.index }
     }
