@@ -1,6 +1,6 @@
 //! The command line: what clap parses, and what is done to the words before it sees them.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::Path, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -181,6 +181,20 @@ pub(crate) fn hoist_store_options(args: Vec<OsString>) -> Vec<OsString> {
     result
 }
 
+/// Lets the tool stand in for the guide's programs under their own names, as links to it: what follows
+/// `mk-docker-opts.sh`, `cfssl` and `cfssljson` is the command line of one of our commands. (`etcdctl` needs nothing.)
+pub(crate) fn called_by_another_name(args: Vec<OsString>) -> Vec<OsString> {
+    let name = args.first().and_then(|path| Path::new(path).file_name()).and_then(|name| name.to_str());
+    let command: &[&str] = match name {
+        Some("mk-docker-opts.sh") => &["docker-opts"],
+        Some("cfssl") => &["pki"],
+        Some("cfssljson") => &["pki", "json"],
+        _ => return args,
+    };
+    let mut words = args.into_iter();
+    words.next().into_iter().chain(command.iter().map(OsString::from)).chain(words).collect()
+}
+
 /// The command's name, if one is to be found: the first word that is no option nor an option's value.
 pub(crate) fn command_name(args: &[OsString]) -> Option<&str> {
     args.iter().skip(1).find_map(|word| word.to_str().filter(|word| !word.starts_with('-')))
@@ -216,6 +230,23 @@ mod tests {
             ("cli pki gencert -initca x.json", "cli pki gencert -initca x.json"),
         ] {
             assert_eq!(hoisted(before), after);
+        }
+    }
+
+    #[test]
+    fn the_guides_programs_are_known_by_their_names() {
+        for (before, after) in [
+            (
+                "/opt/kubernetes/bin/mk-docker-opts.sh -k X -d /run/flannel/subnet.env",
+                "/opt/kubernetes/bin/mk-docker-opts.sh docker-opts -k X -d /run/flannel/subnet.env",
+            ),
+            ("cfssl gencert -initca ca-csr.json", "cfssl pki gencert -initca ca-csr.json"),
+            ("cfssljson -bare ca -", "cfssljson pki json -bare ca -"),
+            ("etcdctl --ca-file=ca.pem cluster-health", "etcdctl --ca-file=ca.pem cluster-health"),
+            ("./cli cfssl", "./cli cfssl"),
+        ] {
+            let words = called_by_another_name(before.split(' ').map(OsString::from).collect());
+            assert_eq!(words, after.split(' ').map(OsString::from).collect::<Vec<_>>());
         }
     }
 

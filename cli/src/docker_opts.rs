@@ -29,8 +29,9 @@ Examples:
   cli docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker.env
   cli docker-opts -c -d -
 
-Without -i and -c both forms are written. Variables DOCKER_OPT_* of the environment are added, and the combined
-variable's value in the environment or in the input file is kept in front. A missing input file counts as empty.
+Without -i and -c both forms are written. Variables DOCKER_OPT_* of the environment are added,
+and the combined variable's value in the environment or in the input file is kept in front.
+A missing input file counts as empty.
 
 Exit codes: 0 written; 1 failed, usage")]
 pub(crate) struct DockerOptsArgs {

@@ -24,7 +24,8 @@ use args::{Cli, Command};
 use exit::Exit;
 
 fn main() -> ExitCode {
-    let words = args::hoist_store_options(pki::normalise_args(std::env::args_os().collect()));
+    let words = args::called_by_another_name(std::env::args_os().collect());
+    let words = args::hoist_store_options(pki::normalise_args(words));
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &words),

@@ -38,10 +38,11 @@ Examples:
   cli ping-mesh --endpoints https://192.168.31.63:2379 --ca-file ca.pem
   cli ping-mesh --count 20 --interval-ms 50 -o json
 
-Rows probe, columns answer; a cell holds the median round trip and what was lost. The probes are made by the
-nodes' overlayd: `no report` means that none is at work there, or a flanneld.
+Rows probe, columns answer; a cell holds the median round trip and what was lost. The probes are
+made by the nodes' overlayd: `no report` means that none is at work there, or a flanneld.
 
-Exit codes: 0 every node reaches every other; 1 something is not reachable, or fewer than two nodes; 2 usage")]
+Exit codes: 0 every node reaches every other; 1 something is not reachable, or fewer than two nodes;
+2 usage")]
 pub(crate) struct PingMeshArgs {
     /// Where overlayd keeps its network in the store
     #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
