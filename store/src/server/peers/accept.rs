@@ -20,7 +20,7 @@ use super::super::driver::Input;
 use super::super::handle::{Shared, now};
 use super::super::stats::PeerStats;
 use super::super::tls;
-use super::complaints::Complaints;
+use super::complaints::{Complaints, Say};
 use super::dial::{LinkError, Stream, tune};
 use super::door::{Door, Waiting};
 use super::{DIAL_TIMEOUT, REDIAL, SILENCE, SNAPSHOT_TIMEOUT, WRITE_BUFFER};
@@ -98,7 +98,7 @@ impl Acceptor {
     /// Tells the log, not more often than useful. Who it is about: as the hello said, else by the address.
     fn complain(&self, from: SocketAddr, id: Option<u64>, error: &LinkError) {
         let why = error.to_string();
-        let Some(held_back) = self.complaints.lock().admit(now(), &from.ip(), &why) else { return };
+        let Some(Say { held_back }) = self.complaints.lock().admit(now(), &from.ip(), &why) else { return };
         let known = self.door.lock().members_at(from.ip()).to_vec();
         let peer = match (id, known.as_slice()) {
             (Some(id), _) => format!("{id:x}"),

@@ -16,6 +16,13 @@ pub(super) struct Complaints<K> {
     told: BTreeMap<(K, String), Told>,
 }
 
+/// Leave to say something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Say {
+    /// How often it was held back since it was said last, if it was said before.
+    pub(super) held_back: Option<u64>,
+}
+
 #[derive(Debug)]
 struct Told {
     at: Instant,
@@ -28,8 +35,8 @@ impl<K: Ord + Clone> Complaints<K> {
         Complaints { told: BTreeMap::new() }
     }
 
-    /// Whether to say it now; with how often it has been held back since it was said last.
-    pub(super) fn admit(&mut self, now: Instant, about: &K, why: &str) -> Option<u64> {
+    /// Whether to say it now.
+    pub(super) fn admit(&mut self, now: Instant, about: &K, why: &str) -> Option<Say> {
         let key = (about.clone(), why.to_owned());
         if let Some(told) = self.told.get_mut(&key) {
             if now.saturating_duration_since(told.at) < REMINDER {
@@ -38,13 +45,13 @@ impl<K: Ord + Clone> Complaints<K> {
             }
             let held_back = std::mem::take(&mut told.held_back);
             told.at = now;
-            return Some(held_back);
+            return Some(Say { held_back: Some(held_back) });
         }
         if self.told.len() >= MAX_KEPT {
             self.make_room(now);
         }
         self.told.insert(key, Told { at: now, held_back: 0 });
-        Some(0)
+        Some(Say { held_back: None })
     }
 
     /// Forgets everything: what comes next is news.
@@ -68,27 +75,29 @@ mod tests {
     use super::*;
     use crate::server::handle::now;
 
+    const NEWS: Option<Say> = Some(Say { held_back: None });
+
     #[test]
     fn a_lasting_cause_is_told_once_and_then_every_reminder() {
         let (start, mut complaints) = (now(), Complaints::new());
         let at = |ms: u64| start + Duration::from_millis(ms);
-        assert_eq!(complaints.admit(at(0), &1, "expired"), Some(0));
+        assert_eq!(complaints.admit(at(0), &1, "expired"), NEWS);
         for quarter in 1..120 {
             assert_eq!(complaints.admit(at(quarter * 250), &1, "expired"), None);
         }
-        assert_eq!(complaints.admit(at(30_000), &1, "expired"), Some(119));
+        assert_eq!(complaints.admit(at(30_000), &1, "expired"), Some(Say { held_back: Some(119) }));
         assert_eq!(complaints.admit(at(30_250), &1, "expired"), None);
     }
 
     #[test]
     fn other_causes_and_other_peers_are_news() {
         let (start, mut complaints) = (now(), Complaints::new());
-        assert_eq!(complaints.admit(start, &1, "expired"), Some(0));
-        assert_eq!(complaints.admit(start, &1, "wrong CA"), Some(0));
-        assert_eq!(complaints.admit(start, &2, "expired"), Some(0));
+        assert_eq!(complaints.admit(start, &1, "expired"), NEWS);
+        assert_eq!(complaints.admit(start, &1, "wrong CA"), NEWS);
+        assert_eq!(complaints.admit(start, &2, "expired"), NEWS);
         assert_eq!(complaints.admit(start, &2, "expired"), None);
         complaints.clear();
-        assert_eq!(complaints.admit(start, &2, "expired"), Some(0));
+        assert_eq!(complaints.admit(start, &2, "expired"), NEWS);
     }
 
     #[test]
@@ -96,7 +105,7 @@ mod tests {
         let (start, mut complaints) = (now(), Complaints::new());
         for who in 0..1000_u64 {
             let at = start + Duration::from_millis(who);
-            assert_eq!(complaints.admit(at, &who, "no hello"), Some(0));
+            assert_eq!(complaints.admit(at, &who, "no hello"), NEWS);
             assert!(complaints.told.len() <= MAX_KEPT);
         }
         assert_eq!(complaints.admit(start + Duration::from_secs(1), &999, "no hello"), None);

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::super::handle::now;
-use super::complaints::Complaints;
+use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, dial};
 use super::{DIAL_TIMEOUT, REDIAL};
 use crate::config::Url;
@@ -128,7 +128,7 @@ async fn ask(other: PeerLink, dialler: Dialler, answers: mpsc::Sender<Answer>) {
                 Answer::Refused(AlreadyBootstrapped { member: dialler.me, by: id, url })
             }
             Err((url, error)) => {
-                if let Some(held_back) = complaints.admit(now(), &id, &error.to_string()) {
+                if let Some(Say { held_back }) = complaints.admit(now(), &id, &error.to_string()) {
                     tracing::warn!(%peer, %url, %error, held_back, "cannot reach peer");
                 }
                 Answer::Failed(id)

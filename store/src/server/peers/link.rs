@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::super::driver::Input;
 use super::super::handle::now;
 use super::super::stats::PeerStats;
-use super::complaints::Complaints;
+use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, Stream, dial};
 use super::{REDIAL, SILENCE, SNAPSHOT_TIMEOUT, WRITE_BUFFER};
 use crate::config::Url;
@@ -131,7 +131,7 @@ async fn keep_linked(
                 }
             }
             Err((url, error)) => {
-                if let Some(held_back) = complaints.admit(now(), &id, &error.to_string()) {
+                if let Some(Say { held_back }) = complaints.admit(now(), &id, &error.to_string()) {
                     tracing::warn!(%peer, %url, %error, held_back, "cannot link to peer");
                 }
             }
