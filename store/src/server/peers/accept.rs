@@ -65,7 +65,7 @@ impl Acceptor {
         }
     }
 
-    /// What to answer, and the same in words for our own log. `unfit` says what is wrong with the certificate.
+    /// What to answer to who is not welcome, and the same in words for our own log.
     fn judge(&self, hello: &Hello) -> Result<(), (Verdict, &'static str)> {
         if hello.cluster != self.shared.cluster_id {
             return Err((Verdict::OtherCluster, "it belongs to another cluster"));
