@@ -150,6 +150,7 @@ async fn start(config: Config) -> Result<(), DaemonError> {
         tasks.spawn(health.serve(is_ready));
     }
 
+    info!("reading {}/config from {}", registry.prefix(), config.endpoints.join(","));
     let network = wait_for_config(&registry).await?;
     info!(network = %network.network, "using network config");
     warn_of_overlaps(&netlink, &network, &external).await?;
