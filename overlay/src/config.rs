@@ -252,6 +252,14 @@ pub fn parse(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Co
 fn check(parsed: &Parsed) -> Result<Config, UsageError> {
     let endpoints: Vec<String> =
         text(parsed, "etcd-endpoints").split(',').map(|s| s.trim().to_owned()).collect();
+    // Refused here, before the start line logs the endpoints; the error leaves the password out as well.
+    if let Some((_, host)) = endpoints.iter().find_map(|e| e.rsplit_once('@')) {
+        return Err(value(
+            "etcd-endpoints",
+            &format!("...@{host}"),
+            "credentials do not go into the URL: give -etcd-username and -etcd-password",
+        ));
+    }
     if let Some(bad) = endpoints.iter().find(|e| !(e.starts_with("http://") || e.starts_with("https://"))) {
         return Err(value(
             "etcd-endpoints",

@@ -115,4 +115,8 @@ fn the_password_is_not_in_the_log_line() {
     assert_eq!(c.log_level, tracing::Level::TRACE);
     assert_eq!(c.login.as_ref().unwrap().password, "hunter2");
     assert!(c.to_string().contains("etcd-username=u") && !c.to_string().contains("hunter2"));
+    for url in ["https://u:hunter2@10.0.0.1:2379", "u:hunter2@10.0.0.1"] {
+        let error = error(&format!("-etcd-endpoints http://10.0.0.2:2379,{url}"));
+        assert!(error.contains("give -etcd-username") && !error.contains("hunter2"), "{error}");
+    }
 }
