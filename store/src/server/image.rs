@@ -16,7 +16,7 @@ use crate::state::{Delta, Identity, StateError, StateStore};
 pub const JOB_QUEUE: usize = 8;
 /// How often changes are written. Longer means that more changes of one key, and more events that have left the
 /// history again, cost nothing; a restart applies what came since from the log.
-const PERIOD: Duration = Duration::from_secs(1);
+const PERIOD: Duration = Duration::from_secs(3);
 
 /// What the image thread is told.
 pub enum Job {

@@ -63,7 +63,9 @@ impl Tree {
 
     /// Takes the list of paths that changed since it was last taken, in order.
     pub fn take_dirty(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.dirty).into_iter().collect()
+        let mut paths: Vec<String> = std::mem::take(&mut self.dirty).into_iter().collect();
+        paths.sort_unstable();
+        paths
     }
 
     /// How many paths have changed since the list was last taken.

@@ -21,7 +21,7 @@ pub mod ops;
 pub mod path;
 pub mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 pub use event::{Action, Event, History};
 pub use node::{Node, NodeView};
@@ -111,7 +111,7 @@ pub struct Tree {
     expiries: BTreeSet<(i64, String)>,
     history: History,
     /// Paths that may differ from the stored image; drained by whoever writes it.
-    dirty: BTreeSet<String>,
+    dirty: HashSet<String>,
 }
 
 impl Default for Tree {
@@ -133,7 +133,7 @@ impl Tree {
             len: 2,
             expiries: BTreeSet::new(),
             history: History::new(HISTORY_EVENTS),
-            dirty: BTreeSet::from(["/0".to_owned(), "/1".to_owned()]),
+            dirty: HashSet::from(["/0".to_owned(), "/1".to_owned()]),
         }
     }
 
