@@ -14,13 +14,14 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{self, PemObject};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use crate::host::Host;
 use crate::key::{KeyError, PrivateKey, to_pem};
 use crate::profile::{CaConstraint, Profile};
-use crate::request::{CaOptions, CertRequest};
+use crate::request::{CaOptions, CertRequest, UNWRITABLE};
 use crate::serial::Serial;
 use crate::usage::{SERVER_AUTH, Usages};
 use crate::verify;
@@ -346,6 +347,13 @@ fn is_ca(constraint: CaConstraint) -> IsCa {
 fn check_name(cert: &X509Certificate<'_>) -> Result<(), &'static str> {
     let mut seen = Vec::new();
     for rdn in cert.subject().iter_rdn() {
+        let unwritable = rdn.iter().any(|attribute| {
+            let value = attribute.attr_value();
+            value.tag() == Tag::PrintableString && value.data.contains(&UNWRITABLE)
+        });
+        if unwritable {
+            return Err("its subject has a question mark in a PrintableString, which cannot be written here");
+        }
         let mut attributes = rdn.iter();
         match (attributes.next(), attributes.next()) {
             (Some(one), None) if !seen.contains(&one.attr_type()) => seen.push(one.attr_type()),

@@ -110,13 +110,17 @@ impl Subject {
     }
 }
 
-/// `PrintableString` where the characters allow it, else `UTF8String`.
+/// `PrintableString` where the characters allow it, else `UTF8String`. A question mark would be allowed, but the
+/// DER writer below rcgen panics on it ([`UNWRITABLE`]).
 fn directory_string(value: &str) -> DnValue {
     match value.try_into() {
-        Ok(printable) => DnValue::PrintableString(printable),
-        Err(_) => DnValue::Utf8String(value.to_owned()),
+        Ok(printable) if !value.as_bytes().contains(&UNWRITABLE) => DnValue::PrintableString(printable),
+        _ => DnValue::Utf8String(value.to_owned()),
     }
 }
+
+/// The one character of a `PrintableString` (X.680, section 41.4) that yasna 0.6 refuses to write, by panic.
+pub(crate) const UNWRITABLE: u8 = b'?';
 
 const FIELDS: &[&str] =
     &["CN", "hosts", "key", "names", "ca", "serialnumber", "extensions", "delegation_enabled", "crl_url"];

@@ -289,6 +289,9 @@ fn what_cannot_sign_is_refused_by_its_file() {
     assert!(matches!(err, IssueError::NotCa { .. } | IssueError::BadCertificate { .. }), "{err}");
     make("/DC=org/DC=example/CN=Other CA", &[]);
     assert!(matches!(authority("ca.pem", "key"), IssueError::IssuerName { .. }));
+    make("/C=C?/CN=Other CA", &[]);
+    let err = authority("ca.pem", "key").to_string();
+    assert!(err.contains("question mark"), "{err}");
     make("/CN=Other CA+O=x", &["-multivalue-rdn"]);
     assert!(matches!(authority("ca.pem", "key"), IssueError::IssuerName { .. }));
 }
