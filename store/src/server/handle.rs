@@ -14,6 +14,7 @@ use super::driver::{Input, Proposal};
 use super::stats::StoreStats;
 use crate::machine::{Machine, Position};
 use crate::node::Leadership;
+use crate::state::Identity;
 use crate::tree::watch::WatcherId;
 use crate::tree::{Event, Hub, NodeView, Sink, TreeError, WatchRequest};
 use crate::wire::command::{Command, Envelope, RequestId};
@@ -59,17 +60,16 @@ pub struct Shared {
     pub waiting_bytes: AtomicUsize,
 }
 
-#[cfg(test)]
 impl Shared {
-    /// A member that is alone with this state.
-    pub(super) fn for_tests(machine: Machine) -> Shared {
+    /// The shared state of a member that starts with `machine` and knows of no leader yet.
+    pub fn new(identity: Identity, name: String, machine: Machine) -> Shared {
         Shared {
-            member_id: 1,
-            cluster_id: machine.membership.cluster_id,
-            name: "test".to_owned(),
+            member_id: identity.member_id,
+            cluster_id: identity.cluster_id,
+            name,
             started: wall_clock(),
             reads_wait: AtomicBool::new(false),
-            has_expiries: AtomicBool::new(false),
+            has_expiries: AtomicBool::new(machine.tree.has_expiries()),
             applied: AtomicU64::new(machine.applied.index),
             machine: RwLock::new(machine),
             hub: Mutex::default(),

@@ -69,7 +69,7 @@ fn a_crash_while_a_snapshot_is_taken_over_leaves_the_old_state_or_the_new() {
     let mut double = MemState::default();
     double.replace(identity, &old).unwrap();
     let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let shared = Arc::new(Shared::for_tests(old));
+    let shared = Arc::new(Shared::new(identity, "test".to_owned(), old));
     shared.machine.write().tree.take_dirty();
     let (jobs, queue) = sync_channel(JOB_QUEUE);
     let (inputs, inputs_queue) = sync_channel(8);

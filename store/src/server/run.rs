@@ -8,13 +8,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -22,19 +20,18 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::apply::{Applier, TASK_QUEUE};
 use super::disk::{self, Opened};
 use super::driver::{Driver, INPUT_QUEUE, Input, Settings};
-use super::handle::{Handle, Shared, now, wall_clock};
+use super::handle::{Handle, Shared};
 use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
 use super::limits;
 use super::peers::{self, Acceptor, Dialler, PeerLink, Peers};
-use super::stats::{PeerStats, StoreStats};
+use super::stats::PeerStats;
 use super::tls;
 use crate::config::{Config, Note, Url};
 use crate::log::LogStore as _;
 use crate::log::engine::EngineLog;
-use crate::machine::Machine;
 use crate::membership::Member;
-use crate::node::{Core, CoreConfig, Leadership};
+use crate::node::{Core, CoreConfig};
 use crate::state::Identity;
 use crate::state::sled::SledState;
 use crate::wire::command::Command;
@@ -80,7 +77,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let peer_stats: PeerTable = Arc::new(others.iter().map(|member| (member.id, Arc::default())).collect());
     let links = links(&others, &peer_stats)?;
     let dialler = Dialler { cluster: identity.cluster_id, me, tls: peer_client_tls };
-    let shared = share(&config, identity, machine);
+    let shared = Arc::new(Shared::new(identity, config.name.clone(), machine));
     // Others are answered before this member starts: several new ones wait for each other.
     let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::clone(&peer_stats), inputs.clone()));
     for (listener, url) in peer_listeners {
@@ -146,25 +143,6 @@ fn links(others: &[&Member], stats: &PeerTable) -> anyhow::Result<Vec<PeerLink>>
         Ok(PeerLink { id: member.id, urls, stats: Arc::clone(&stats[&member.id]) })
     };
     others.iter().map(link).collect()
-}
-
-fn share(config: &Config, identity: Identity, machine: Machine) -> Arc<Shared> {
-    Arc::new(Shared {
-        member_id: identity.member_id,
-        cluster_id: identity.cluster_id,
-        name: config.name.clone(),
-        started: wall_clock(),
-        reads_wait: AtomicBool::new(false),
-        has_expiries: AtomicBool::new(machine.tree.has_expiries()),
-        applied: AtomicU64::new(machine.applied.index),
-        machine: RwLock::new(machine),
-        hub: Mutex::default(),
-        waiters: Mutex::default(),
-        snapshot: Mutex::default(),
-        leadership: watch::Sender::new((Leadership::default(), now())),
-        stats: StoreStats::default(),
-        waiting_bytes: AtomicUsize::new(0),
-    })
 }
 
 /// What is on disk, for the threads that own it.

@@ -19,6 +19,7 @@ use crate::machine::Machine;
 use crate::membership::{Member, Membership};
 use crate::server::driver::Input;
 use crate::server::handle::Shared;
+use crate::state::Identity;
 use crate::wire::peer::{Hello, Kind, VERDICT_BYTES, Verdict, frame_head};
 
 /// A long time for what should take milliseconds.
@@ -41,9 +42,9 @@ async fn stage(hosts: &[&str]) -> Stage {
     let members: Vec<Member> =
         urls.iter().map(|url| Member::bootstrap(url, std::slice::from_ref(url), "t")).collect();
     let ids: Vec<u64> = members.iter().map(|member| member.id).collect();
-    let mut shared = Shared::for_tests(Machine::bootstrap(Membership::bootstrap(members)));
-    shared.member_id = ids[0];
-    let shared = Arc::new(shared);
+    let machine = Machine::bootstrap(Membership::bootstrap(members));
+    let identity = Identity { cluster_id: machine.membership.cluster_id, member_id: ids[0] };
+    let shared = Arc::new(Shared::new(identity, "test".to_owned(), machine));
     let (sender, inputs) = sync_channel(16);
     let table: BTreeMap<_, _> = ids[1..].iter().map(|&id| (id, Arc::default())).collect();
     let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::new(table), sender));
