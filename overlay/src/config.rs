@@ -14,6 +14,10 @@ use regex::Regex;
 use store::client::TlsFiles;
 use store::flags::{self, Flag, FlagError, Kind, Parsed};
 
+mod datapath;
+
+pub use datapath::DatapathOptions;
+
 /// The prefix of environment variables: `FLANNELD_ETCD_PREFIX` stands in for `-etcd-prefix`.
 pub const ENV_PREFIX: &str = "FLANNELD";
 
@@ -77,6 +81,37 @@ pub const FLAGS: &[Flag] = &[
     ),
     flag("healthz-ip", Kind::Value, "0.0.0.0", "address of the health server"),
     flag("healthz-port", Kind::Value, "0", "TCP port of the health server; 0 is off"),
+    flag(
+        "datapath",
+        Kind::Value,
+        "",
+        "what carries packets: kernel, rust or auto; default is the network config's Backend.Datapath, else auto",
+    ),
+    flag(
+        "datapath-spin-us",
+        Kind::Value,
+        "50",
+        "microseconds the rust data path may wait awake for the next packet (0 to 1000; 0: never)",
+    ),
+    flag("datapath-queues", Kind::Value, "1", "queues, and threads, of the rust data path (1 to 16)"),
+    flag(
+        "datapath-cpus",
+        Kind::Value,
+        "",
+        "CPUs the rust data path's threads stay on, one for each queue, as 0,2",
+    ),
+    flag(
+        "datapath-source-check",
+        Kind::Bool,
+        "true",
+        "rust data path: accept packets only from known peers at their own underlay address",
+    ),
+    flag(
+        "status-socket",
+        Kind::Value,
+        "",
+        "Unix socket that tells the data path's state; default is overlayd.sock beside -subnet-file; off is none",
+    ),
     flag("log-level", Kind::Value, "info", "error, warn, info, debug or trace"),
     flag("log-format", Kind::Value, "text", "text or json"),
     flag("v", Kind::Value, "0", "flanneld's verbosity: 1 to 3 mean -log-level debug, more means trace"),
@@ -128,6 +163,10 @@ pub struct Config {
     pub renew_margin: Duration,
     /// Where the health server listens, if it does.
     pub healthz: Option<SocketAddr>,
+    /// How packets are carried.
+    pub datapath: DatapathOptions,
+    /// Where the status socket is, if there is one.
+    pub status_socket: Option<PathBuf>,
     /// What is logged.
     pub log_level: tracing::Level,
     /// How it is logged.
@@ -295,6 +334,8 @@ fn check(parsed: &Parsed) -> Result<Config, UsageError> {
         subnet_file: PathBuf::from(text(parsed, "subnet-file")),
         renew_margin: Duration::from_secs(margin_min * 60),
         healthz: healthz(parsed)?,
+        datapath: datapath::options(parsed)?,
+        status_socket: datapath::status_socket(parsed),
         log_level,
         log_format,
     })
@@ -384,6 +425,12 @@ impl fmt::Display for Config {
         write!(f, " subnet-file={}", self.subnet_file.display())?;
         write!(f, " subnet-lease-renew-margin={}m", self.renew_margin.as_secs() / 60)?;
         write!(f, " healthz={}", self.healthz.map_or("off".to_owned(), |a| a.to_string()))?;
+        write!(f, " {}", self.datapath)?;
+        write!(
+            f,
+            " status-socket={}",
+            self.status_socket.as_ref().map_or("off".into(), |p| p.to_string_lossy())
+        )?;
         write!(f, " log-level={}", self.log_level)
     }
 }

@@ -1,6 +1,7 @@
 //! What overlayd's command line accepts, refuses, and says.
 
 use super::*;
+use crate::types::DatapathChoice;
 
 fn run(line: &str, env: &[(&str, &str)]) -> Result<Command, String> {
     let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -70,6 +71,33 @@ fn every_refused_flag_says_its_name_and_what_to_do() {
 }
 
 #[test]
+fn the_data_path_is_chosen_and_tuned_by_flags() {
+    let c = config("", &[]);
+    assert_eq!(c.datapath, DatapathOptions::default());
+    assert_eq!(c.status_socket.unwrap().to_str(), Some("/run/flannel/overlayd.sock"));
+    let env = [
+        ("FLANNELD_DATAPATH", "kernel"),
+        ("FLANNELD_DATAPATH_CPUS", "0, 2"),
+        ("FLANNELD_SUBNET_FILE", "/x/y"),
+    ];
+    let c =
+        config("-datapath rust -datapath-spin-us=0 -datapath-queues 2 -datapath-source-check=false", &env);
+    let expected = DatapathOptions {
+        choice: Some(DatapathChoice::Rust),
+        spin: Duration::ZERO,
+        queues: 2,
+        cpus: vec![0, 2],
+        source_check: false,
+    };
+    assert_eq!(c.datapath, expected);
+    let words = "datapath=rust datapath-spin-us=0 datapath-queues=2 datapath-cpus=0,2 datapath-source-check=false \
+                 status-socket=/x/overlayd.sock";
+    assert!(c.to_string().contains(words), "{c}");
+    assert_eq!(config("-status-socket off", &[]).status_socket, None);
+    assert_eq!(config("-status-socket /s", &[]).status_socket.unwrap().to_str(), Some("/s"));
+}
+
+#[test]
 fn errors_name_the_flag_and_the_value() {
     for (line, words) in [
         ("-bogus", "flag provided but not defined: -bogus"),
@@ -92,6 +120,14 @@ fn errors_name_the_flag_and_the_value() {
         ("-iface-regex (", "for flag -iface-regex: not a regular expression"),
         ("-iface-can-reach eth0", "for flag -iface-can-reach"),
         ("-iptables-resync 0", "for flag -iptables-resync"),
+        ("-datapath fast", r#""fast" for flag -datapath: must be kernel, rust or auto"#),
+        ("-datapath-spin-us 1001", "for flag -datapath-spin-us: must be at most 1000"),
+        ("-datapath-spin-us -1", "for flag -datapath-spin-us"),
+        ("-datapath-queues 0", "for flag -datapath-queues: must be 1 to 16"),
+        ("-datapath-queues 17", "for flag -datapath-queues"),
+        ("-datapath-cpus 0,x", "for flag -datapath-cpus: must be numbers of CPUs"),
+        ("-datapath-cpus 1024", "for flag -datapath-cpus: must be numbers of CPUs"),
+        ("-datapath-cpus 0,1", "for flag -datapath-cpus: names 2 CPUs, and -datapath-queues is 1"),
         ("-log-level loud", "for flag -log-level"),
         ("-log-format xml", "for flag -log-format"),
         ("-iface", "flag needs an argument: -iface"),

@@ -27,6 +27,9 @@ pub enum TypeError {
     /// IPv4 needs 68 bytes (RFC 791), a link's MTU has at most 65535 here.
     #[error("MTU {0} is out of range (68 to 65535)")]
     Mtu(u64),
+    /// Not a data path.
+    #[error("unknown data path {0:?}: must be kernel, rust or auto")]
+    Datapath(String),
 }
 
 /// An IPv4 network: a base address without host bits, and a prefix length of 0 to 32.
@@ -132,6 +135,11 @@ impl Vni {
     /// The identifier as a number.
     pub fn get(self) -> u32 {
         self.0
+    }
+
+    /// The identifier that these octets are, in transmission order; 24 bits cannot be out of range.
+    pub fn from_octets([a, b, c]: [u8; 3]) -> Self {
+        Self(u32::from_be_bytes([0, a, b, c]))
     }
 }
 
@@ -251,6 +259,41 @@ impl fmt::Display for Mtu {
     }
 }
 
+/// What is to carry the overlay's packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DatapathChoice {
+    /// The kernel's VXLAN device.
+    Kernel,
+    /// This program: a TAP device and UDP sockets.
+    Rust,
+    /// The kernel where it has VXLAN devices, else this program.
+    #[default]
+    Auto,
+}
+
+impl FromStr for DatapathChoice {
+    type Err = TypeError;
+
+    fn from_str(text: &str) -> Result<Self, TypeError> {
+        match text {
+            "kernel" => Ok(Self::Kernel),
+            "rust" => Ok(Self::Rust),
+            "auto" => Ok(Self::Auto),
+            other => Err(TypeError::Datapath(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DatapathChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Rust => "rust",
+            Self::Auto => "auto",
+        })
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -285,6 +328,15 @@ mod tests {
             assert!(bad.parse::<VtepMac>().is_err(), "{bad}");
         }
         assert!(matches!("ff:ff:ff:ff:ff:ff".parse::<VtepMac>(), Err(TypeError::MacNotUnicast(_))));
+    }
+
+    #[test]
+    fn data_paths_have_three_names() {
+        for choice in [DatapathChoice::Kernel, DatapathChoice::Rust, DatapathChoice::Auto] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        let error = "Kernel".parse::<DatapathChoice>().unwrap_err().to_string();
+        assert_eq!(error, r#"unknown data path "Kernel": must be kernel, rust or auto"#);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use overlay::types::{Subnet, Vni, VtepMac};
 use overlay::wire::netconf::VxlanConfig;
 
 const VXLAN: VxlanConfig =
-    VxlanConfig { vni: Vni::DEFAULT, port: None, gbp: false, learning: false, mtu: None };
+    VxlanConfig { vni: Vni::DEFAULT, port: None, gbp: false, learning: false, mtu: None, datapath: None };
 
 /// Runs `body` on a thread with a network namespace of its own, which goes when the thread ends.
 fn in_own_namespace<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static) {

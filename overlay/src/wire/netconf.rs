@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::gojson;
 pub use super::gojson::JsonError;
 use crate::alloc::Range;
-use crate::types::{Mtu, Subnet, TypeError, Vni};
+use crate::types::{DatapathChoice, Mtu, Subnet, TypeError, Vni};
 
 /// The checked configuration of the whole overlay network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,9 @@ pub struct VxlanConfig {
     pub learning: bool,
     /// `MTU` of the external interface, where it should not be the interface's own (newer flannels).
     pub mtu: Option<Mtu>,
+    /// `Datapath`: what carries packets on hosts whose flag `-datapath` does not say. flannel ignores the key, so
+    /// hosts of both kinds can share one config.
+    pub datapath: Option<DatapathChoice>,
 }
 
 /// Why a configuration cannot be used.
@@ -201,6 +204,10 @@ fn vxlan(options: &Map<String, Value>) -> Result<VxlanConfig, ConfigError> {
     let port =
         unsigned("Port")?.map(u16::try_from).transpose().map_err(|_| wrong(&"Port: must be 0 to 65535"))?;
     let mtu = unsigned("MTU")?.filter(|m| *m > 0).map(Mtu::try_from).transpose().map_err(|e| wrong(&e))?;
+    let datapath =
+        gojson::string(options, "Datapath").map_err(|e| wrong(&e))?.filter(|text| !text.is_empty());
+    let datapath = datapath.map(|text| text.parse()).transpose();
+    let datapath = datapath.map_err(|e: TypeError| wrong(&format!("Datapath: {e}")))?;
     if boolean("DirectRouting")? {
         return Err(wrong(&"DirectRouting true is not supported by overlayd; remove it"));
     }
@@ -210,6 +217,7 @@ fn vxlan(options: &Map<String, Value>) -> Result<VxlanConfig, ConfigError> {
         gbp: boolean("GBP")?,
         learning: boolean("Learning")?,
         mtu,
+        datapath,
     })
 }
 
@@ -231,17 +239,25 @@ mod tests {
         assert_eq!(config.network.to_string(), "172.17.0.0/16");
         let range = Range { min: [172, 17, 1, 0].into(), max: [172, 17, 255, 0].into(), len: 24 };
         assert_eq!(config.range, range);
-        let vxlan = VxlanConfig { vni: Vni::DEFAULT, port: None, gbp: false, learning: false, mtu: None };
+        let vxlan = VxlanConfig {
+            vni: Vni::DEFAULT,
+            port: None,
+            gbp: false,
+            learning: false,
+            mtu: None,
+            datapath: None,
+        };
         assert_eq!(config.backend, Backend::Vxlan(vxlan));
     }
 
     #[test]
     fn keys_match_without_regard_to_case_and_unknown_ones_are_ignored() {
-        let text = r#"{"network":"10.3.7.9/16","SUBNETLEN":25,"other":[1],"backend":{"type":"VXLAN","vni":7,"port":4789}}"#;
+        let text = r#"{"network":"10.3.7.9/16","SUBNETLEN":25,"other":[1],"backend":{"type":"VXLAN","vni":7,"port":4789,"dataPath":"rust"}}"#;
         let config = NetworkConfig::parse(text).unwrap();
         assert_eq!((config.network.to_string().as_str(), config.range.len), ("10.3.0.0/16", 25));
         let Backend::Vxlan(vxlan) = config.backend;
         assert_eq!((vxlan.vni.get(), vxlan.port), (7, Some(4789)));
+        assert_eq!(vxlan.datapath, Some(DatapathChoice::Rust));
     }
 
     #[test]
@@ -331,6 +347,16 @@ mod tests {
             (
                 r#"{"Type":"vxlan","Port":65536}"#,
                 "error decoding VXLAN backend config: Port: must be 0 to 65535",
+                true,
+            ),
+            (
+                r#"{"Type":"vxlan","Datapath":"ebpf"}"#,
+                r#"error decoding VXLAN backend config: Datapath: unknown data path "ebpf": must be kernel, rust or auto"#,
+                true,
+            ),
+            (
+                r#"{"Type":"vxlan","Datapath":true}"#,
+                "error decoding VXLAN backend config: Datapath: expected a string, found true",
                 true,
             ),
             (
