@@ -4,6 +4,11 @@
 //! A data path is told the whole truth each time ([`DataPath::sync`] gets every peer), never a difference. It finds
 //! out itself what to change, so repeating a call is harmless and repairs what others broke.
 
+pub mod checksum;
+pub mod counters;
+pub mod table;
+pub mod vnet;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
