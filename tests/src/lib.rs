@@ -19,10 +19,12 @@
 //! | [`stage`] | the guide's three hosts, brought up step by step |
 //! | [`flannel`] | what flanneld leaves on a host, checked |
 //! | [`docker`] | a `dockerd` of its own in a namespace |
+//! | [`demo`] | `cli demo`: who runs it, and what it leaves |
 //! | [`notify`] | the receiving end of `sd_notify` |
 
 pub mod cluster;
 pub mod command;
+pub mod demo;
 pub mod docker;
 pub mod fabric;
 pub mod flannel;

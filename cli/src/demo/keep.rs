@@ -186,6 +186,7 @@ pub(crate) fn instructions(kept: &Kept) -> String {
            {host} ip addr\n  \
            {host} ip route\n  \
            {container} ping {other}\n  \
+           {host} {cli} health {store}\n  \
            {host} {cli} ping-mesh {store}\n  \
            less {logs}/*\n\
          Take it down:\n  \
