@@ -27,10 +27,11 @@ use crate::health::Health;
 use crate::iface::{self, External, InterfaceError};
 use crate::lease::{Keeper, LeaseError, Loss, Settings};
 use crate::masq::Wanted;
+use crate::net::DeviceError;
 use crate::net::firewall::Firewall;
 use crate::net::netlink::{self, Netlink, NetlinkError};
 use crate::net::sysctl;
-use crate::net::vxlan::{KernelVxlan, VxlanError};
+use crate::net::vxlan::KernelVxlan;
 use crate::probe::{self, Identity};
 use crate::registry::{Complaint, Registry, RegistryError};
 use crate::run::{self, Node};
@@ -63,7 +64,7 @@ pub enum DaemonError {
     Config(#[from] RegistryError),
     /// The device cannot be made or addressed.
     #[error("Error registering network: {0}")]
-    Device(#[from] VxlanError),
+    Device(#[from] DeviceError),
     /// No lease to be had.
     #[error("Error registering network: {0}")]
     Lease(#[from] LeaseError),

@@ -5,6 +5,9 @@
 //! (VTEP MAC -> underlay address) and one onlink route (subnet via subnet base). The route comes last, or the kernel
 //! would start to resolve the gateway by itself.
 //!
+//! The device is a kernel VXLAN device, or a TAP whose frames our own data path carries. On a TAP everything looks the
+//! same except that there are no FDB entries: which underlay address stands behind a MAC is in the data path's table.
+//!
 //! Departures from v0.10, which only ever adds what events bring: entries without a lease are removed whenever seen
 //! (left by a crash, a missed event, an earlier VTEP); a changed MTU, a changed MAC or a device taken down or deleted
 //! is put right. What does not have flannel's form (a route of another gateway, an entry that is not permanent) is
@@ -16,11 +19,31 @@ use std::net::Ipv4Addr;
 use crate::datapath::Peer;
 use crate::types::{Mtu, Subnet, Vni, VtepMac};
 
-/// The VXLAN device as it should be.
+/// The device as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkSpec {
     /// Device name, `flannel.<VNI>`.
     pub name: String,
+    /// What kind of device it is.
+    pub kind: KindSpec,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Its hardware address.
+    pub mac: VtepMac,
+}
+
+/// The kind of device wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KindSpec {
+    /// The kernel's VXLAN device.
+    Vxlan(VxlanSpec),
+    /// A persistent TAP of several queues, read and written by our own data path.
+    Tap,
+}
+
+/// The options wanted of a VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanSpec {
     /// Network identifier.
     pub vni: Vni,
     /// UDP port; `None` leaves it to the kernel.
@@ -33,10 +56,6 @@ pub struct LinkSpec {
     pub gbp: bool,
     /// Whether the device learns from what it receives.
     pub learning: bool,
-    /// Its MTU.
-    pub mtu: Mtu,
-    /// Its hardware address.
-    pub mac: VtepMac,
 }
 
 /// How everything should be.
@@ -71,13 +90,48 @@ pub struct VxlanState {
     pub l2miss: bool,
 }
 
+/// The options of a TAP as the kernel reports them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TapState {
+    /// Whether it takes more than one queue. Fixed when it is made.
+    pub multi_queue: bool,
+    /// Whether it stays when nobody has it open.
+    pub persist: bool,
+    /// Whether frames carry a virtio-net header. Follows whoever opened a queue last.
+    pub vnet_hdr: bool,
+    /// How many queues processes have open.
+    pub queues: u32,
+}
+
+/// The kind of a device, with the options of those we know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KindState {
+    /// A VXLAN device.
+    Vxlan(VxlanState),
+    /// A TAP.
+    Tap(TapState),
+    /// Any other, by its name.
+    Other(String),
+}
+
+impl KindState {
+    /// The kind's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::Tap(_) => "tap",
+            Self::Other(name) => name,
+        }
+    }
+}
+
 /// A device as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkState {
     /// Interface index.
     pub index: u32,
-    /// VXLAN options, or the name of another type.
-    pub kind: Result<VxlanState, String>,
+    /// Its kind and options.
+    pub kind: KindState,
     /// Hardware address, if it is a unicast one.
     pub mac: Option<VtepMac>,
     /// MTU in bytes.
@@ -124,7 +178,7 @@ pub struct Observed {
 pub enum Change {
     /// Delete the device of our name, for the reason given.
     DeleteLink(String),
-    /// Create the device.
+    /// Create the device: a VXLAN device with its MAC and MTU; a TAP gets those in steps of their own.
     CreateLink,
     /// Set its hardware address.
     SetMac(VtepMac),
@@ -153,39 +207,47 @@ pub enum Change {
 /// Why an existing device cannot be used, in flannel's words; `None` if it can.
 ///
 /// As in flannel a port counts only if the configuration names one. Learning is compared as well (flannel keeps a
-/// device that learns, and with it a way to poison the FDB).
+/// device that learns, and with it a way to poison the FDB). Of a TAP only what is fixed when it is made counts; the
+/// rest is set whenever it is opened.
 pub fn incompatibility(spec: &LinkSpec, state: &LinkState) -> Option<String> {
-    let vxlan = match &state.kind {
-        Ok(vxlan) => vxlan,
-        Err(kind) => return Some(format!("link type: vxlan vs {kind}")),
-    };
-    let differs = |what: &str, want: &dyn std::fmt::Display, have: &dyn std::fmt::Display| {
-        Some(format!("{what}: {want} vs {have}"))
-    };
+    match (&spec.kind, &state.kind) {
+        (KindSpec::Vxlan(spec), KindState::Vxlan(state)) => vxlan_incompatibility(spec, state),
+        (KindSpec::Vxlan(_), other) => Some(differs("link type", &"vxlan", &other.name())),
+        (KindSpec::Tap, KindState::Tap(tap)) if tap.multi_queue => None,
+        (KindSpec::Tap, KindState::Tap(_)) => Some(differs("multi_queue", &true, &false)),
+        (KindSpec::Tap, other) => Some(differs("link type", &"tap", &other.name())),
+    }
+}
+
+fn differs(what: &str, want: &dyn std::fmt::Display, have: &dyn std::fmt::Display) -> String {
+    format!("{what}: {want} vs {have}")
+}
+
+fn vxlan_incompatibility(spec: &VxlanSpec, vxlan: &VxlanState) -> Option<String> {
     if vxlan.vni != spec.vni.get() {
-        return differs("vni", &spec.vni, &vxlan.vni);
+        return Some(differs("vni", &spec.vni, &vxlan.vni));
     }
     if vxlan.parent != spec.parent {
-        return differs("vtep (external) interface", &spec.parent, &vxlan.parent);
+        return Some(differs("vtep (external) interface", &spec.parent, &vxlan.parent));
     }
     if vxlan.local != Some(spec.local) {
         let have = vxlan.local.map_or_else(|| "none".to_owned(), |ip| ip.to_string());
-        return differs("vtep (external) IP", &spec.local, &have);
+        return Some(differs("vtep (external) IP", &spec.local, &have));
     }
     if let Some(group) = vxlan.group {
-        return differs("group address", &"none", &group);
+        return Some(differs("group address", &"none", &group));
     }
     if vxlan.l2miss {
-        return differs("l2miss", &false, &true);
+        return Some(differs("l2miss", &false, &true));
     }
     if let Some(port) = spec.port.filter(|port| *port != vxlan.port) {
-        return differs("port", &port, &vxlan.port);
+        return Some(differs("port", &port, &vxlan.port));
     }
     if vxlan.gbp != spec.gbp {
-        return differs("gbp", &spec.gbp, &vxlan.gbp);
+        return Some(differs("gbp", &spec.gbp, &vxlan.gbp));
     }
     if vxlan.learning != spec.learning {
-        return differs("learning", &spec.learning, &vxlan.learning);
+        return Some(differs("learning", &spec.learning, &vxlan.learning));
     }
     None
 }
@@ -205,13 +267,18 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Change> {
         (None, _) => (None, &bare),
     };
     device(desired, link, observed, &mut changes);
-    entries(&desired.peers, observed, &mut changes);
+    entries(desired, observed, &mut changes);
     changes
 }
 
 fn device(desired: &Desired, link: Option<&LinkState>, observed: &Observed, changes: &mut Vec<Change>) {
     match link {
-        None => changes.push(Change::CreateLink),
+        None => {
+            changes.push(Change::CreateLink);
+            if desired.link.kind == KindSpec::Tap {
+                changes.extend([Change::SetMac(desired.link.mac), Change::SetMtu(desired.link.mtu)]);
+            }
+        }
         Some(link) => {
             if link.mac != Some(desired.link.mac) {
                 changes.push(Change::SetMac(desired.link.mac));
@@ -232,9 +299,13 @@ fn device(desired: &Desired, link: Option<&LinkState>, observed: &Observed, chan
     }
 }
 
-fn entries(peers: &BTreeMap<Subnet, Peer>, observed: &Observed, changes: &mut Vec<Change>) {
+fn entries(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
+    let peers = &desired.peers;
     let neighbours: BTreeMap<Ipv4Addr, VtepMac> = peers.iter().map(|(s, p)| (s.base(), p.mac)).collect();
-    let fdb: BTreeMap<VtepMac, Ipv4Addr> = peers.values().map(|p| (p.mac, p.public_ip)).collect();
+    let fdb: BTreeMap<VtepMac, Ipv4Addr> = match desired.link.kind {
+        KindSpec::Vxlan(_) => peers.values().map(|p| (p.mac, p.public_ip)).collect(),
+        KindSpec::Tap => BTreeMap::new(),
+    };
 
     // Routes of departed peers go first: nothing more is sent into the void.
     let ours = |r: &&Route| **r == Route::to_peer(r.to);

@@ -16,15 +16,22 @@ fn peer(n: u8) -> Peer {
     Peer { mac: mac(n), public_ip: [10, 99, 0, n].into() }
 }
 
-fn desired(peers: &[u8]) -> Desired {
-    let link = LinkSpec {
-        name: "flannel.1".into(),
+fn vxlan_spec() -> VxlanSpec {
+    VxlanSpec {
         vni: Vni::DEFAULT,
         port: None,
         parent: 2,
         local: [10, 99, 0, 1].into(),
         gbp: false,
         learning: false,
+    }
+}
+
+/// A VXLAN device with these peers.
+fn desired(peers: &[u8]) -> Desired {
+    let link = LinkSpec {
+        name: "flannel.1".into(),
+        kind: KindSpec::Vxlan(vxlan_spec()),
         mtu: Mtu::try_from(1450).unwrap(),
         mac: mac(1),
     };
@@ -35,7 +42,13 @@ fn desired(peers: &[u8]) -> Desired {
     }
 }
 
-fn vxlan(spec: &LinkSpec) -> VxlanState {
+/// The same as a TAP.
+fn as_tap(mut desired: Desired) -> Desired {
+    desired.link.kind = KindSpec::Tap;
+    desired
+}
+
+fn vxlan(spec: &VxlanSpec) -> VxlanState {
     VxlanState {
         vni: spec.vni.get(),
         port: spec.port.unwrap_or(8472),
@@ -47,20 +60,24 @@ fn vxlan(spec: &LinkSpec) -> VxlanState {
     }
 }
 
+const TAP: TapState = TapState { multi_queue: true, persist: true, vnet_hdr: true, queues: 0 };
+
+/// A device just made. A TAP has an address and an MTU of the kernel's choice.
+fn created(spec: &LinkSpec) -> LinkState {
+    let (kind, mac, mtu) = match &spec.kind {
+        KindSpec::Vxlan(options) => (KindState::Vxlan(vxlan(options)), spec.mac, spec.mtu.get().into()),
+        KindSpec::Tap => (KindState::Tap(TAP), mac(99), 1500),
+    };
+    LinkState { index: 9, kind, mac: Some(mac), mtu, up: false }
+}
+
 /// What the kernel does with a change.
 fn apply(spec: &LinkSpec, change: &Change, state: &mut Observed) {
     match change {
         Change::DeleteLink(_) => *state = Observed::default(),
         Change::CreateLink => {
             assert!(state.link.is_none(), "name taken");
-            let link = LinkState {
-                index: 9,
-                kind: Ok(vxlan(spec)),
-                mac: Some(spec.mac),
-                mtu: spec.mtu.get().into(),
-                up: false,
-            };
-            state.link = Some(link);
+            state.link = Some(created(spec));
         }
         Change::SetMac(mac) => state.link.as_mut().unwrap().mac = Some(*mac),
         Change::SetMtu(mtu) => state.link.as_mut().unwrap().mtu = mtu.get().into(),
@@ -69,7 +86,10 @@ fn apply(spec: &LinkSpec, change: &Change, state: &mut Observed) {
         Change::SetUp => state.link.as_mut().unwrap().up = true,
         Change::RemoveRoute(r) => assert!(state.routes.remove(r)),
         Change::SetNeighbour(ip, mac) => drop(state.neighbours.insert(*ip, *mac)),
-        Change::SetFdb(mac, ip) => drop(state.fdb.insert(*mac, *ip)),
+        Change::SetFdb(mac, ip) => {
+            assert!(matches!(spec.kind, KindSpec::Vxlan(_)), "a TAP's FDB entries have no destination");
+            state.fdb.insert(*mac, *ip);
+        }
         Change::SetRoute(to) => {
             assert!(state.link.as_ref().unwrap().up, "network is down");
             state.routes.insert(Route::to_peer(*to));
@@ -99,6 +119,42 @@ fn from_nothing_the_route_comes_last() {
         Change::SetRoute(subnet(3)),
     ];
     assert_eq!(plan(&want, &Observed::default()), expected);
+}
+
+#[test]
+fn a_tap_gets_its_mac_and_mtu_and_no_fdb_entries() {
+    let expected = vec![
+        Change::CreateLink,
+        Change::SetMac(mac(1)),
+        Change::SetMtu(Mtu::try_from(1450).unwrap()),
+        Change::AddAddress([172, 17, 1, 0].into()),
+        Change::SetUp,
+        Change::SetNeighbour([172, 17, 3, 0].into(), mac(3)),
+        Change::SetRoute(subnet(3)),
+    ];
+    assert_eq!(plan(&as_tap(desired(&[3])), &Observed::default()), expected);
+}
+
+#[test]
+fn a_device_of_the_other_kind_is_replaced_with_all_that_hangs_on_it() {
+    let (kernel, rust) = (desired(&[3, 4]), as_tap(desired(&[3, 4])));
+    for (from, to, why) in
+        [(&kernel, &rust, "link type: tap vs vxlan"), (&rust, &kernel, "link type: vxlan vs tap")]
+    {
+        let state = settle(from, Observed::default());
+        let changes = plan(to, &state);
+        assert_eq!(changes[0], Change::DeleteLink(why.into()));
+        assert_eq!(changes[1..], plan(to, &Observed::default()));
+        assert_eq!(settle(to, state), settle(to, Observed::default()));
+    }
+}
+
+#[test]
+fn a_peer_of_a_tap_that_moved_on_the_underlay_is_no_matter_for_the_kernel() {
+    let mut want = as_tap(desired(&[3]));
+    let state = settle(&want, Observed::default());
+    want.peers.insert(subnet(3), Peer { public_ip: [10, 99, 0, 44].into(), ..peer(3) });
+    assert_eq!(plan(&want, &state), vec![]);
 }
 
 #[test]
@@ -162,30 +218,57 @@ fn the_device_is_put_right_without_being_replaced() {
 
 #[test]
 fn incompatible_devices_are_named_in_flannels_words() {
-    let spec = LinkSpec { port: Some(8472), ..desired(&[]).link };
-    let good = vxlan(&spec);
+    let link = |kind| LinkSpec { kind, ..desired(&[]).link };
+    let spec = link(KindSpec::Vxlan(VxlanSpec { port: Some(8472), ..vxlan_spec() }));
+    let good = vxlan(&vxlan_spec());
     let state = |kind| LinkState { index: 9, kind, mac: None, mtu: 1450, up: true };
-    assert_eq!(incompatibility(&spec, &state(Ok(good.clone()))), None);
+    assert_eq!(incompatibility(&spec, &state(KindState::Vxlan(good.clone()))), None);
     let other = Ipv4Addr::new(239, 1, 1, 1);
     for (kind, words) in [
-        (Err("dummy".to_owned()), "link type: vxlan vs dummy"),
-        (Ok(VxlanState { vni: 2, ..good.clone() }), "vni: 1 vs 2"),
-        (Ok(VxlanState { parent: 3, ..good.clone() }), "vtep (external) interface: 2 vs 3"),
-        (Ok(VxlanState { local: None, ..good.clone() }), "vtep (external) IP: 10.99.0.1 vs none"),
-        (Ok(VxlanState { group: Some(other), ..good.clone() }), "group address: none vs 239.1.1.1"),
-        (Ok(VxlanState { l2miss: true, ..good.clone() }), "l2miss: false vs true"),
-        (Ok(VxlanState { port: 4789, ..good.clone() }), "port: 8472 vs 4789"),
-        (Ok(VxlanState { gbp: true, ..good.clone() }), "gbp: false vs true"),
-        (Ok(VxlanState { learning: true, ..good.clone() }), "learning: false vs true"),
+        (VxlanState { vni: 2, ..good.clone() }, "vni: 1 vs 2"),
+        (VxlanState { parent: 3, ..good.clone() }, "vtep (external) interface: 2 vs 3"),
+        (VxlanState { local: None, ..good.clone() }, "vtep (external) IP: 10.99.0.1 vs none"),
+        (VxlanState { group: Some(other), ..good.clone() }, "group address: none vs 239.1.1.1"),
+        (VxlanState { l2miss: true, ..good.clone() }, "l2miss: false vs true"),
+        (VxlanState { port: 4789, ..good.clone() }, "port: 8472 vs 4789"),
+        (VxlanState { gbp: true, ..good.clone() }, "gbp: false vs true"),
+        (VxlanState { learning: true, ..good.clone() }, "learning: false vs true"),
     ] {
-        assert_eq!(incompatibility(&spec, &state(kind)).as_deref(), Some(words));
+        assert_eq!(incompatibility(&spec, &state(KindState::Vxlan(kind))).as_deref(), Some(words));
     }
-    let any_port = LinkSpec { port: None, ..spec };
-    assert_eq!(incompatibility(&any_port, &state(Ok(VxlanState { port: 4789, ..good }))), None);
+    let any_port = link(KindSpec::Vxlan(vxlan_spec()));
+    let elsewhere = KindState::Vxlan(VxlanState { port: 4789, ..good.clone() });
+    assert_eq!(incompatibility(&any_port, &state(elsewhere)), None);
+
+    let tap = link(KindSpec::Tap);
+    let unfit = KindState::Tap(TapState { multi_queue: false, ..TAP });
+    let dummy = || KindState::Other("dummy".to_owned());
+    for (spec, kind, words) in [
+        (&spec, dummy(), "link type: vxlan vs dummy"),
+        (&spec, KindState::Tap(TAP), "link type: vxlan vs tap"),
+        (&tap, dummy(), "link type: tap vs dummy"),
+        (&tap, KindState::Vxlan(good), "link type: tap vs vxlan"),
+        (&tap, unfit, "multi_queue: true vs false"),
+    ] {
+        assert_eq!(incompatibility(spec, &state(kind)).as_deref(), Some(words));
+    }
+    // These follow whoever opens it.
+    let idle = KindState::Tap(TapState { persist: false, vnet_hdr: false, ..TAP });
+    assert_eq!(incompatibility(&tap, &state(idle)), None);
+}
+
+fn kind() -> impl Strategy<Value = KindState> {
+    let with_vni = |vni| KindState::Vxlan(VxlanState { vni, ..vxlan(&vxlan_spec()) });
+    let tap = |multi_queue| KindState::Tap(TapState { multi_queue, ..TAP });
+    prop_oneof![
+        (0u32..2).prop_map(with_vni),
+        any::<bool>().prop_map(tap),
+        Just(KindState::Other("bridge".into())),
+    ]
 }
 
 fn observed() -> impl Strategy<Value = Observed> {
-    let link = prop::option::of((any::<bool>(), 0u8..3, 1300u32..1302, 0u32..2));
+    let link = prop::option::of((any::<bool>(), 0u8..3, 1300u32..1302, kind()));
     let pair = || (2u8..8, 2u8..8);
     (
         link,
@@ -194,19 +277,23 @@ fn observed() -> impl Strategy<Value = Observed> {
         prop::collection::vec((2u8..8, 0u8..3), 0..8),
     )
         .prop_map(|(link, neighbours, fdb, routes)| {
-            let Some((up, m, mtu, vni)) = link else { return Observed::default() };
-            let kind = Ok(VxlanState { vni, ..vxlan(&desired(&[]).link) });
+            let Some((up, m, mtu, kind)) = link else { return Observed::default() };
             let gateway = |to: u8, how: u8| match how {
                 0 => Route::to_peer(subnet(to)),
                 1 => Route { to: subnet(to), gateway: Some([172, 17, 99, 0].into()), onlink: true },
                 _ => Route { to: subnet(to), gateway: None, onlink: false },
             };
             Observed {
-                link: Some(LinkState { index: 9, kind, mac: Some(mac(m)), mtu, up }),
                 addresses: neighbours.iter().map(|(a, b)| ([172, 17, *a, 0].into(), 24 + b)).collect(),
                 routes: routes.into_iter().map(|(to, how)| gateway(to, how)).collect(),
                 neighbours: neighbours.into_iter().map(|(ip, m)| ([172, 17, ip, 0].into(), mac(m))).collect(),
-                fdb: fdb.into_iter().map(|(m, ip)| (mac(m), [10, 99, 0, ip].into())).collect(),
+                fdb: match &kind {
+                    KindState::Vxlan(_) => {
+                        fdb.into_iter().map(|(m, ip)| (mac(m), [10, 99, 0, ip].into())).collect()
+                    }
+                    KindState::Tap(_) | KindState::Other(_) => BTreeMap::new(),
+                },
+                link: Some(LinkState { index: 9, kind, mac: Some(mac(m)), mtu, up }),
             }
         })
 }
@@ -214,17 +301,19 @@ fn observed() -> impl Strategy<Value = Observed> {
 proptest! {
     #[test]
     fn applying_a_plan_leaves_an_empty_plan(
-        state in observed(), peers in prop::collection::btree_map(2u8..8, 2u8..8, 0..6),
+        state in observed(), peers in prop::collection::btree_map(2u8..8, 2u8..8, 0..6), tap: bool,
     ) {
         // Each peer has its own MAC, as watch::peers guarantees.
-        let mut want = desired(&[]);
+        let mut want = if tap { as_tap(desired(&[])) } else { desired(&[]) };
         want.peers = peers.iter().map(|(n, ip)| (subnet(*n), Peer { mac: mac(*n), public_ip: [10, 99, 0, *ip].into() })).collect();
         let end = settle(&want, state);
         let expected: BTreeMap<Ipv4Addr, VtepMac> = want.peers.iter().map(|(s, p)| (s.base(), p.mac)).collect();
         prop_assert_eq!(end.neighbours, expected);
-        let expected: BTreeMap<_, _> = want.peers.values().map(|p| (p.mac, p.public_ip)).collect();
-        prop_assert_eq!(end.fdb, expected);
+        let entries = want.peers.values().map(|p| (p.mac, p.public_ip)).filter(|_| !tap);
+        prop_assert_eq!(end.fdb, entries.collect::<BTreeMap<_, _>>());
         prop_assert!(want.peers.keys().all(|s| end.routes.contains(&Route::to_peer(*s))));
         prop_assert_eq!(end.addresses.len(), 1);
+        let link = end.link.unwrap();
+        prop_assert_eq!((link.kind.name(), link.mac, link.mtu, link.up), (if tap { "tap" } else { "vxlan" }, Some(mac(1)), 1450, true));
     }
 }

@@ -3,14 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
+use rtnetlink::packet_core::Nla;
 
 use crate::iface::Interface;
-use crate::plan::{LinkState, Route, VxlanState};
+use crate::plan::{KindState, LinkState, Route, TapState, VxlanState};
 use crate::types::{Subnet, VtepMac};
 
 /// The state is a set of bits: what `bridge fdb add` makes is `NOARP` as well as permanent.
@@ -34,7 +37,7 @@ pub(super) fn interface(link: &LinkMessage) -> Interface {
 pub(super) fn link_state(link: &LinkMessage) -> LinkState {
     let mut state = LinkState {
         index: link.header.index,
-        kind: Err("device".to_owned()),
+        kind: KindState::Other("device".to_owned()),
         mac: None,
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
@@ -47,10 +50,14 @@ pub(super) fn link_state(link: &LinkMessage) -> LinkState {
                 state.mac = bytes.and_then(|b| VtepMac::try_from(b).ok());
             }
             LinkAttribute::LinkInfo(infos) => {
+                // The kind comes before its options.
                 for info in infos {
                     match info {
-                        LinkInfo::Kind(kind) if state.kind.is_err() => state.kind = Err(kind.to_string()),
-                        LinkInfo::Data(InfoData::Vxlan(options)) => state.kind = Ok(vxlan_state(options)),
+                        LinkInfo::Kind(kind) => state.kind = KindState::Other(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vxlan(options)) => {
+                            state.kind = KindState::Vxlan(vxlan_state(options));
+                        }
+                        LinkInfo::Data(InfoData::Tun(options)) => state.kind = tun_state(options),
                         _ => {}
                     }
                 }
@@ -59,6 +66,36 @@ pub(super) fn link_state(link: &LinkMessage) -> LinkState {
         }
     }
     state
+}
+
+/// `IFLA_TUN_*` of Linux's `if_link.h`, as kernels from 4.17 report them: numbers of 8 bits, the counts of queues
+/// of 32.
+fn tun_state(options: &[InfoTun]) -> KindState {
+    const TYPE: u16 = 3;
+    const VNET_HDR: u16 = 5;
+    const PERSIST: u16 = 6;
+    const MULTI_QUEUE: u16 = 7;
+    const NUM_QUEUES: u16 = 8;
+    const NUM_DISABLED_QUEUES: u16 = 9;
+    const IFF_TAP: u8 = 2; // of linux/if_tun.h
+
+    let mut tap = TapState::default();
+    let mut is_tap = false;
+    for option in options {
+        let mut value = vec![0; option.value_len()];
+        option.emit_value(&mut value);
+        let first = value.first().copied().unwrap_or_default();
+        let number = <[u8; 4]>::try_from(value).map_or(0, u32::from_ne_bytes);
+        match option.kind() {
+            TYPE => is_tap = first == IFF_TAP,
+            VNET_HDR => tap.vnet_hdr = first != 0,
+            PERSIST => tap.persist = first != 0,
+            MULTI_QUEUE => tap.multi_queue = first != 0,
+            NUM_QUEUES | NUM_DISABLED_QUEUES => tap.queues = tap.queues.saturating_add(number),
+            _ => {}
+        }
+    }
+    if is_tap { KindState::Tap(tap) } else { KindState::Other("tun".to_owned()) }
 }
 
 fn vxlan_state(options: &[InfoVxlan]) -> VxlanState {
@@ -136,4 +173,36 @@ pub(super) fn entry(message: &NeighbourMessage) -> Option<(VtepMac, Ipv4Addr)> {
         }
     }
     Some((mac?, ip?))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::InfoKind;
+    use rtnetlink::packet_core::DefaultNla;
+
+    use super::*;
+
+    fn tun(options: &[(u16, &[u8])]) -> KindState {
+        let data = options.iter().map(|(kind, value)| InfoTun::Other(DefaultNla::new(*kind, value.to_vec())));
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Tun),
+            LinkInfo::Data(InfoData::Tun(data.collect())),
+        ]));
+        link_state(&link).kind
+    }
+
+    #[test]
+    fn taps_are_told_from_other_tunnels() {
+        let queues = |n: u32| n.to_ne_bytes();
+        let tap =
+            tun(&[(3, &[2]), (4, &[0]), (5, &[1]), (6, &[1]), (7, &[1]), (8, &queues(2)), (9, &queues(1))]);
+        assert_eq!(
+            tap,
+            KindState::Tap(TapState { multi_queue: true, persist: true, vnet_hdr: true, queues: 3 })
+        );
+        assert_eq!(tun(&[(3, &[2]), (8, &[1])]), KindState::Tap(TapState::default()));
+        assert_eq!(tun(&[(3, &[1]), (7, &[1])]), KindState::Other("tun".into()));
+        assert_eq!(tun(&[(3, &[])]), KindState::Other("tun".into()));
+    }
 }

@@ -2,7 +2,10 @@
 //! [`crate::iface`] and [`crate::masq`].
 
 mod decode;
+mod device;
 pub mod firewall;
 pub mod netlink;
 pub mod sysctl;
 pub mod vxlan;
+
+pub use device::DeviceError;

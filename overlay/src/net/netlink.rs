@@ -23,7 +23,7 @@ use super::decode::{
     entry, interface, is_main, is_permanent, link_state, local_address, output_interface, route,
 };
 use crate::iface::Interface;
-use crate::plan::{Change, LinkSpec, LinkState, Observed, Route};
+use crate::plan::{Change, KindSpec, KindState, LinkSpec, LinkState, Observed, Route, VxlanSpec};
 
 /// A netlink request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +152,10 @@ impl Netlink {
         let addresses: Vec<AddressMessage> =
             addresses.try_collect().await.map_err(failed("list addresses"))?;
         let neighbours = self.neighbours(AddressFamily::Inet, index).await?;
-        let fdb = self.neighbours(AddressFamily::Bridge, index).await?;
+        let fdb = match link.kind {
+            KindState::Vxlan(_) => self.neighbours(AddressFamily::Bridge, index).await?,
+            KindState::Tap(_) | KindState::Other(_) => Vec::new(), // none of theirs has a destination
+        };
         let routes = self.routes().await?;
         let ours = routes.iter().filter(|r| is_main(r) && output_interface(r) == Some(index));
         Ok(Observed {
@@ -219,7 +222,14 @@ impl Netlink {
         let what = format!("{}: {change:?}", spec.name);
         let link = |message| self.handle.link().change(message).execute();
         let outcome = match change {
-            Change::CreateLink => return self.create(spec).await,
+            Change::CreateLink => {
+                return match &spec.kind {
+                    KindSpec::Vxlan(options) => self.create(spec, options).await,
+                    KindSpec::Tap => {
+                        Err(NetlinkError::Other { what, why: "a TAP is made at /dev/net/tun".to_owned() })
+                    }
+                };
+            }
             Change::DeleteLink(_) => self.handle.link().del(index).execute().await,
             Change::SetMac(mac) => {
                 link(LinkUnspec::new_with_index(index).address(mac.octets().to_vec()).build()).await
@@ -272,25 +282,25 @@ impl Netlink {
         }
     }
 
-    async fn create(&self, spec: &LinkSpec) -> Result<(), NetlinkError> {
-        let mut link = LinkVxlan::new(&spec.name, spec.vni.get())
-            .dev(spec.parent)
-            .local(spec.local)
+    async fn create(&self, spec: &LinkSpec, options: &VxlanSpec) -> Result<(), NetlinkError> {
+        let mut link = LinkVxlan::new(&spec.name, options.vni.get())
+            .dev(options.parent)
+            .local(options.local)
             .ttl(0)
             .tos(0)
-            .learning(spec.learning)
+            .learning(options.learning)
             .proxy(false)
             .rsc(false)
             .l2miss(false)
             .l3miss(false);
-        if let Some(port) = spec.port {
+        if let Some(port) = options.port {
             link = link.port(port);
         }
-        if spec.gbp {
+        if options.gbp {
             link = link.gbp();
         }
         let link = link.txqueuelen(0).mtu(spec.mtu.get().into()).address(spec.mac.octets().to_vec());
-        let port = spec.port.map_or_else(|| "8472".to_owned(), |p| p.to_string());
+        let port = options.port.map_or_else(|| "8472".to_owned(), |p| p.to_string());
         let outcome = self.handle.link().add(link.build()).execute().await;
         outcome.map_err(failed(format!("create {}", spec.name))).map_err(|e| match e {
             NetlinkError::Kernel { what, errno: Errno::EEXIST } => NetlinkError::Other {
@@ -298,7 +308,7 @@ impl Netlink {
                 why: format!(
                     "another device already has VNI {} on UDP port {port}: find it with `ip -d link show type vxlan` \
                      and delete it, or set another VNI in the network config",
-                    spec.vni
+                    options.vni
                 ),
             },
             other => other,

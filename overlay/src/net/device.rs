@@ -1,0 +1,152 @@
+//! A device and what hangs on it, brought to where the plan wants it: observe, [`plan`], apply, and look again until
+//! nothing is left to do. Which kind of device that is, its owner knows.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use tracing::{debug, info, warn};
+
+use super::netlink::{Netlink, NetlinkError};
+use super::sysctl;
+use crate::plan::{Change, Desired, LinkSpec, incompatibility, plan};
+use crate::types::{Mtu, TypeError};
+
+/// How often state is observed and put right in one call. One pass is the rule; a second one is needed when bringing
+/// the device up or replacing it made the kernel drop what hung on it.
+const PASSES: usize = 3;
+
+/// What can go wrong with the device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The external interface's MTU leaves no room.
+    #[error("external interface {0}: no room for VXLAN's 50 bytes: {1}")]
+    Mtu(String, TypeError),
+    /// The interface below is gone.
+    #[error("the external interface {0} is gone; it is used again when it is back")]
+    NoParent(String),
+    /// Somebody changes the device as fast as we repair it.
+    #[error("{device} does not stay as configured; still to do after {PASSES} passes: {left}")]
+    Unsettled {
+        /// The device.
+        device: String,
+        /// What was left to do.
+        left: String,
+    },
+}
+
+/// A device as it should be, and the kernel it is in.
+pub(super) struct Device {
+    pub(super) netlink: Netlink,
+    pub(super) desired: Desired,
+}
+
+impl Device {
+    /// Finds the device an earlier run left, or makes a new one; brings it to the MAC and MTU of `link`. An existing
+    /// device that fits keeps its own MAC, so that a restart disturbs nothing.
+    ///
+    /// Its address and the peers of an earlier run stay as they are until there are others.
+    pub(super) async fn open(netlink: Netlink, mut link: LinkSpec) -> Result<Self, DeviceError> {
+        let existing = netlink.link(&link.name).await?.filter(|e| incompatibility(&link, e).is_none());
+        if let Some(mac) = existing.and_then(|e| e.mac) {
+            debug!(device = link.name, %mac, "keeping the existing device");
+            link.mac = mac;
+        }
+        let device = Self { netlink, desired: Desired { link, address: None, peers: BTreeMap::new() } };
+        device.settle(device_only).await?;
+        if let Err(error) = sysctl::ignore_router_advertisements(device.name()) {
+            debug!(device = device.name(), %error, "accept_ra left as it is");
+        }
+        Ok(device)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.desired.link.name
+    }
+
+    /// Brings up the device with this address and no other.
+    pub(super) async fn address(&mut self, address: Ipv4Addr) -> Result<(), DeviceError> {
+        self.desired.address = Some(address);
+        self.settle(device_only).await.map(drop)
+    }
+
+    /// Makes all `wanted` changes that there are to make; returns how many there were.
+    pub(super) async fn settle(&self, wanted: fn(&Change) -> bool) -> Result<usize, DeviceError> {
+        let mut made = 0;
+        let mut errors = Vec::new();
+        for _ in 0..PASSES {
+            let observed = self.netlink.observe(self.name()).await?;
+            let changes: Vec<Change> = plan(&self.desired, &observed).into_iter().filter(wanted).collect();
+            if changes.is_empty() {
+                return Ok(made);
+            }
+            errors.clear();
+            let mut index = observed.link.map_or(0, |link| link.index);
+            let is_new = changes.contains(&Change::CreateLink);
+            for change in changes {
+                self.announce(&change, is_new);
+                match self.netlink.apply(&self.desired.link, index, &change).await {
+                    Ok(()) => made += 1,
+                    // Without its device nothing else can succeed; a failing entry must not keep the others out.
+                    Err(e) if device_only(&change) => return Err(e.into()),
+                    Err(e) => errors.push(e),
+                }
+                if change == Change::CreateLink {
+                    let link = self.netlink.link(self.name()).await?;
+                    index = link.map_or(0, |link| link.index);
+                }
+            }
+        }
+        if let Some(error) = errors.into_iter().next() {
+            return Err(error.into());
+        }
+        let observed = self.netlink.observe(self.name()).await?;
+        let left: Vec<Change> = plan(&self.desired, &observed).into_iter().filter(wanted).collect();
+        if left.is_empty() {
+            return Ok(made);
+        }
+        Err(DeviceError::Unsettled { device: self.name().to_owned(), left: format!("{left:?}") })
+    }
+
+    fn announce(&self, change: &Change, is_new: bool) {
+        let device = self.name();
+        match change {
+            Change::DeleteLink(why) => {
+                warn!(
+                    device,
+                    "{device:?} already exists with incompatable configuration: {why}; recreating device"
+                );
+            }
+            Change::CreateLink => {
+                info!(device, mac = %self.desired.link.mac, mtu = %self.desired.link.mtu, "creating device");
+            }
+            Change::SetMac(mac) if !is_new => {
+                warn!(device, %mac, "MAC address differs from the lease's, setting it back");
+            }
+            Change::SetMtu(mtu) if !is_new => info!(device, %mtu, "setting MTU"),
+            Change::RemoveAddress(ip, len) => info!(device, "removing address {ip}/{len}"),
+            other => debug!(device, change = ?other, "programming"),
+        }
+    }
+}
+
+/// The MTU inside for an underlay of `outer`, which is the external interface's unless the config names one.
+pub(super) fn inner_mtu(outer: Mtu, interface: &str) -> Result<Mtu, DeviceError> {
+    outer.inside_vxlan().map_err(|e| DeviceError::Mtu(interface.to_owned(), e))
+}
+
+/// The changes to the device itself, without those to what hangs on it.
+pub(super) fn device_only(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::DeleteLink(_)
+            | Change::CreateLink
+            | Change::SetMac(_)
+            | Change::SetMtu(_)
+            | Change::RemoveAddress(..)
+            | Change::AddAddress(_)
+            | Change::SetUp
+    )
+}
