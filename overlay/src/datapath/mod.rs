@@ -4,10 +4,20 @@
 //! A data path is told the whole truth each time ([`DataPath::sync`] gets every peer), never a difference. It finds
 //! out itself what to change, so repeating a call is harmless and repairs what others broke.
 
+mod abi;
+pub mod capture;
 pub mod checksum;
 pub mod counters;
+pub mod holder;
+pub mod pcapng;
+pub mod recording;
+pub mod socket;
+mod split;
+mod sys;
 pub mod table;
+pub mod tap;
 pub mod vnet;
+pub mod wait;
 
 use std::collections::BTreeMap;
 use std::fmt;
