@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use nix::errno::Errno;
@@ -198,6 +198,27 @@ impl Netlink {
         }
     }
 
+    /// Whether the kernel has VXLAN devices; loads the module where there is one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or does not let us make devices.
+    pub async fn has_vxlan(&self) -> Result<bool, NetlinkError> {
+        self.has_kind(InfoKind::Vxlan).await
+    }
+
+    /// Asks for a device without the options that a VXLAN device cannot do without: who knows the kind refuses them
+    /// (`vxlan_validate`, EINVAL), who does not refuses the kind. Nothing is made.
+    async fn has_kind(&self, kind: InfoKind) -> Result<bool, NetlinkError> {
+        let what = format!("ask for {kind} devices");
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        match self.handle.link().add(message).execute().await.map_err(failed(what)) {
+            Err(e) if e.errno() == Some(Errno::EINVAL) => Ok(true),
+            Err(e) if e.errno() == Some(Errno::EOPNOTSUPP) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     async fn neighbours(
         &self,
         family: AddressFamily,
@@ -362,4 +383,23 @@ fn route_message(index: u32, route: &Route) -> RouteMessage {
         builder = builder.gateway(gateway);
     }
     if route.onlink { builder.onlink().build() } else { builder.build() }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_says_which_kinds_of_device_it_has() {
+        let netlink = Netlink::open().unwrap();
+        let devices = async || {
+            let all = netlink.interfaces().await.unwrap();
+            all.iter().filter(|i| i.name.starts_with("vxlan")).count()
+        };
+        let before = devices().await;
+        assert!(netlink.has_vxlan().await.unwrap(), "these tests need root and the vxlan module");
+        assert!(!netlink.has_kind(InfoKind::Other("weft-none".into())).await.unwrap());
+        assert_eq!(devices().await, before, "the question made a device");
+    }
 }
