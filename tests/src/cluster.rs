@@ -109,6 +109,19 @@ impl<'f> Cluster<'f> {
         Ok(Self { members, _dir: dir })
     }
 
+    /// One member in the clear at `address`, port 2379, inside a namespace. Nothing is started yet.
+    ///
+    /// # Errors
+    /// When the program is missing.
+    pub fn single(ns: &'f Namespace, server: Server, address: Ipv4Addr) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (client, peer) = (format!("http://{address}:2379"), format!("http://{address}:2380"));
+        let urls = Urls { initial: format!("m0={peer}"), listen_client: client.clone(), peer, client };
+        let plain = SocketAddr::from((address, 2379));
+        let member = Member::new("m0", server, dir.path(), &urls, plain, Some(ns))?;
+        Ok(Self { members: vec![member], _dir: dir })
+    }
+
     /// `size` members in the clear on free ports of the loopback address. Nothing is started yet.
     ///
     /// # Errors

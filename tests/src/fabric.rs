@@ -55,13 +55,21 @@ pub struct Container {
 }
 
 impl Fabric {
-    /// Builds the underlay with one host per address.
+    /// Builds the underlay with one host per address, MTU 1500.
     ///
     /// # Errors
     /// When not root, or a device cannot be made.
     pub fn new(addresses: &[Ipv4Addr]) -> Result<Self> {
+        Self::with_mtu(addresses, 1500)
+    }
+
+    /// The same with an MTU of `mtu` bytes on every device of the underlay.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_mtu(addresses: &[Ipv4Addr], mtu: u32) -> Result<Self> {
         let outside = Namespace::new("fabric")?;
-        outside.ip("link add br0 type bridge forward_delay 0")?;
+        outside.ip(&format!("link add br0 mtu {mtu} type bridge forward_delay 0"))?;
         outside.ip(&format!("address add {ROUTER}/24 dev br0"))?;
         outside.ip("link set br0 up")?;
         let mut hosts = Vec::new();
@@ -69,7 +77,10 @@ impl Fabric {
             let last = address.octets()[3];
             let ns = Namespace::new(&format!("host{last}"))?;
             let port = format!("host{last}");
-            outside.ip(&format!("link add {port} type veth peer name eth0 netns {}", ns.name()))?;
+            outside.ip(&format!(
+                "link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+                ns.name()
+            ))?;
             outside.ip(&format!("link set {port} master br0 up"))?;
             ns.ip(&format!("address add {address}/24 dev eth0"))?;
             ns.ip("link set eth0 up")?;

@@ -5,8 +5,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "bounds real answers by real time")]
 
+use std::fmt;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -71,6 +74,23 @@ pub fn send(
     Exchange::start(ns, address, request, limit)?.finish(limit)
 }
 
+/// The same over a Unix socket.
+///
+/// # Errors
+/// As [`send`]; each read may take `limit`.
+pub fn send_unix(path: &Path, request: &Request<'_>, limit: Duration) -> Result<Reply> {
+    let mut stream =
+        UnixStream::connect(path).with_context(|| format!("connecting to {}", path.display()))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    let method = if request.method.is_empty() { "GET" } else { request.method };
+    let line = format!("{method} {} at {}", request.target, path.display());
+    stream.write_all(message(method, &"localhost", request).as_bytes()).with_context(|| line.clone())?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).with_context(|| line.clone())?;
+    parse(&bytes, method == "HEAD").with_context(|| line)
+}
+
 /// A request whose answer is still coming: a watch, a stream.
 #[derive(Debug)]
 pub struct Exchange {
@@ -100,7 +120,7 @@ impl Exchange {
         stream.set_write_timeout(Some(limit))?;
         let method = if request.method.is_empty() { "GET" } else { request.method };
         let line = format!("{method} {} at {address}", request.target);
-        stream.write_all(message(method, address, request).as_bytes()).with_context(|| line.clone())?;
+        stream.write_all(message(method, &address, request).as_bytes()).with_context(|| line.clone())?;
         Ok(Self { stream, bytes: Vec::new(), line, bodiless: method == "HEAD" })
     }
 
@@ -154,9 +174,9 @@ impl Exchange {
     }
 }
 
-fn message(method: &str, address: SocketAddr, request: &Request<'_>) -> String {
+fn message(method: &str, host: &dyn fmt::Display, request: &Request<'_>) -> String {
     let mut message =
-        format!("{method} {} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n", request.target);
+        format!("{method} {} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n", request.target);
     for &(name, value) in request.headers {
         message.extend([name, ": ", value, "\r\n"]);
     }

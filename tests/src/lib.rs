@@ -16,6 +16,7 @@
 //! | [`v2`] | the handful of v2 key calls that tests make |
 //! | [`cluster`] | three members of our store or of Debian's etcd |
 //! | [`tutorial`], [`systemd`] | the hand-installation guide's files, and what systemd would run for them |
+//! | [`nodes`] | overlay nodes with any flags and one store, for the data path's tests and measurements |
 //! | [`stage`] | the guide's three hosts, brought up step by step |
 //! | [`flannel`] | what flanneld leaves on a host, checked |
 //! | [`docker`] | a `dockerd` of its own in a namespace |
@@ -29,6 +30,7 @@ pub mod docker;
 pub mod fabric;
 pub mod flannel;
 pub mod http;
+pub mod nodes;
 pub mod notify;
 pub mod ns;
 pub mod process;

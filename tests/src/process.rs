@@ -13,6 +13,9 @@ use nix::unistd::Pid;
 use crate::command;
 use crate::wait::wait_for;
 
+/// The unit of the kernel's processor times: `USER_HZ` is 100 on every architecture Linux has today.
+pub const CPU_TICK: Duration = Duration::from_millis(10);
+
 /// Held by a test that starts whole clusters, so that the tests of one file do not compete for the processor.
 pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -161,11 +164,43 @@ impl Process {
     /// # Errors
     /// When the process has gone.
     pub fn resident_kib(&self) -> Result<u64> {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most memory that was ever resident, in KiB.
+    ///
+    /// # Errors
+    /// When the process has gone.
+    pub fn peak_kib(&self) -> Result<u64> {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, field: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.pid());
         let status = std::fs::read_to_string(&path).with_context(|| format!("{path} of {}", self.name))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let line = status.lines().find_map(|l| l.strip_prefix(field)).context(field.to_owned())?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
+
+    /// Processor time of all threads so far, those that have ended included; it moves in steps of [`CPU_TICK`].
+    ///
+    /// # Errors
+    /// When the process has gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("{path} of {}", self.name))?;
+        let ticks = stat_ticks(&stat).with_context(|| format!("{path}: {stat}"))?;
+        Ok(CPU_TICK * ticks)
+    }
+}
+
+/// utime and stime in `/proc/PID/stat` (proc(5)): the 12th and 13th field after the name, which is in parentheses
+/// and may itself hold blanks and parentheses.
+fn stat_ticks(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let (user, system): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    user.checked_add(system)
 }
 
 impl Drop for Process {
@@ -176,5 +211,17 @@ impl Drop for Process {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_found_behind_any_name() {
+        let stat = "7 (a) 9 (b) S 1 7 7 0 -1 4194560 201 0 0 0 31 11 5 6 20 0 3 0 1234 0 0";
+        assert_eq!(stat_ticks(stat), Some(42));
+        assert_eq!(stat_ticks("7 (a) S 1"), None);
     }
 }

@@ -19,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dockerd", "docker.io"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
+    ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("iptables", "iptables"),

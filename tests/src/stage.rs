@@ -1,7 +1,7 @@
 //! The guide's three hosts, brought up step by step as its reader does.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -138,13 +138,7 @@ impl<'f> Stage<'f> {
     /// # Errors
     /// When it is missing or incomplete.
     pub fn subnet_env(&self, host: usize) -> Result<SubnetEnv> {
-        let path = self.hosts[host].file("/run/flannel/subnet.env");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let variables = systemd::environment(&text)?;
-        let get = |name: &str| variables.get(name).cloned().with_context(|| format!("{name} in {text}"));
-        let bip = get("FLANNEL_SUBNET")?;
-        let gateway: Ipv4Addr = bip.split('/').next().unwrap_or_default().parse()?;
-        Ok(SubnetEnv { base: Ipv4Addr::from(u32::from(gateway) - 1), bip, mtu: get("FLANNEL_MTU")?.parse()? })
+        SubnetEnv::read(&self.hosts[host].file("/run/flannel/subnet.env"))
     }
 
     /// The unit's `ExecStartPost`: `mk-docker-opts.sh -k DOCKER_NETWORK_OPTIONS -d /run/flannel/subnet.env`.
@@ -200,6 +194,21 @@ impl<'f> Stage<'f> {
         let out = self.etcdctl(0, &["set", "/coreos.com/network/config", NETWORK_CONFIG])?;
         anyhow::ensure!(out.ok()? == format!("{NETWORK_CONFIG}\n"), "{out}");
         Ok(())
+    }
+}
+
+impl SubnetEnv {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When it is missing or incomplete.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let variables = systemd::environment(&text)?;
+        let get = |name: &str| variables.get(name).cloned().with_context(|| format!("{name} in {text}"));
+        let bip = get("FLANNEL_SUBNET")?;
+        let gateway: Ipv4Addr = bip.split('/').next().unwrap_or_default().parse()?;
+        Ok(Self { base: Ipv4Addr::from(u32::from(gateway) - 1), bip, mtu: get("FLANNEL_MTU")?.parse()? })
     }
 }
 

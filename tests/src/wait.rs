@@ -2,20 +2,39 @@
 
 #![expect(clippy::disallowed_methods, reason = "a deadline in real time is what this is")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Time between two looks at a condition.
 const INTERVAL: Duration = Duration::from_millis(20);
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait fail from now on, so that the program unwinds and what it made is removed on the way: to be
+/// called when the user presses Ctrl-C.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Fails once [`interrupt`] was called.
+///
+/// # Errors
+/// Then.
+pub fn not_interrupted() -> Result<()> {
+    ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+    Ok(())
+}
+
 /// Calls `probe` until it succeeds, at most `limit`; its error is the reason why it is not yet so.
 ///
 /// # Errors
-/// When the time is up: what was waited for, how long, and the last reason.
+/// When the time is up: what was waited for, how long, and the last reason. At once when interrupted.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
+        not_interrupted()?;
         match probe() {
             Ok(value) => return Ok(value),
             Err(reason) if Instant::now() >= deadline => {
