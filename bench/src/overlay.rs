@@ -2,22 +2,19 @@
 //! host to host over the plain underlay; in turns, all on this machine.
 
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 use weft_tests::cluster::Server;
-use weft_tests::command;
 use weft_tests::fabric::{Container, Fabric, ping};
-use weft_tests::ns::Namespace;
-use weft_tests::process::Process;
 use weft_tests::programs;
 use weft_tests::stage::{Stage, Unit};
 use weft_tests::wait::wait_for;
 
 use crate::report::{Machine, Report, median};
+use crate::traffic::{self, Path};
 
 /// flannel's MTU on an underlay of 1500.
 const MTU: u32 = 1450;
@@ -35,12 +32,10 @@ pub(crate) struct OverlayArgs {
     seconds: u64,
 }
 
-/// Two namespaces between which a path is measured.
-struct Path<'a> {
+/// A path and what it is called in the table.
+struct Named<'a> {
     name: &'static str,
-    from: &'a Namespace,
-    to: &'a Namespace,
-    address: Ipv4Addr,
+    path: Path<'a>,
 }
 
 /// What came out of one turn.
@@ -62,25 +57,16 @@ pub(crate) fn run(args: &OverlayArgs) -> Result<Report> {
     let (_daemons, ours) = our_overlay(&fabric, &stage)?;
     let hand = Fabric::new(&[Ipv4Addr::new(192, 168, 31, 65), Ipv4Addr::new(192, 168, 31, 66)])?;
     let reference = vxlan_by_hand(&hand)?;
+    let named = |name, from, to, address| Named { name, path: Path { from, to, address } };
     let paths = [
-        Path { name: "our overlay", from: &ours[0].ns, to: &ours[1].ns, address: ours[1].address },
-        Path {
-            name: "kernel vxlan by hand",
-            from: &reference[0].ns,
-            to: &reference[1].ns,
-            address: reference[1].address,
-        },
-        Path {
-            name: "plain underlay, host to host",
-            from: &hand.hosts[0].ns,
-            to: &hand.hosts[1].ns,
-            address: hand.hosts[1].address,
-        },
+        named("our overlay", &ours[0].ns, &ours[1].ns, ours[1].address),
+        named("kernel vxlan by hand", &reference[0].ns, &reference[1].ns, reference[1].address),
+        named("plain underlay, host to host", &hand.hosts[0].ns, &hand.hosts[1].ns, hand.hosts[1].address),
     ];
     let mut measured = Vec::new();
-    for path in &paths {
+    for Named { name, path } in &paths {
         wait_for("the first echo", Duration::from_secs(15), || ping(path.from, path.address, 56))
-            .with_context(|| path.name)?;
+            .with_context(|| *name)?;
     }
     for round in 1..=args.rounds {
         for path in &paths {
@@ -140,35 +126,12 @@ fn vxlan_by_hand(fabric: &Fabric) -> Result<Vec<Container>> {
     Ok(containers)
 }
 
-fn one_turn(args: &OverlayArgs, round: u32, path: &Path<'_>) -> Result<Measured> {
-    let address = path.address.to_string();
-    let dir = std::env::temp_dir();
-    let log = dir.join(format!("weft-bench-iperf3-{}.log", std::process::id()));
-    let mut server = path.to.command(programs::tool("iperf3")?)?;
-    server.args(["-s", "-1", "-B", &address]);
-    let server = Process::spawn("iperf3 -s", server, &log)?;
-    wait_for("iperf3 to listen", Duration::from_secs(5), || {
-        let out = path.to.run("ss", "-Hltn sport = :5201")?;
-        ensure!(out.ok()?.contains(":5201"), "not listening yet");
-        Ok(())
-    })?;
-    let mut client = path.from.command(programs::tool("iperf3")?)?;
-    client.args(["-c", &address, "-J", "-t", &args.seconds.to_string()]);
-    let out = command::run_with(&mut client, b"", Duration::from_secs(args.seconds + 20))?;
-    drop(server);
-    std::fs::remove_file(&log).ok();
-    let json: Value = serde_json::from_str(out.ok()?).context("iperf3 -J")?;
-    let bits = json["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3's bits_per_second")?;
-    let mut flood = Command::new(programs::tool("nsenter")?);
-    flood.arg(format!("--net={}", path.from.path().display())).args(["--", "ping", "-f", "-q", "-c", "2000"]);
-    let out = command::run(flood.arg(&address))?;
-    let average =
-        out.ok()?.lines().find_map(|l| l.strip_prefix("rtt ")?.split('/').nth(4)).context("ping's rtt")?;
+fn one_turn(args: &OverlayArgs, round: u32, path: &Named<'_>) -> Result<Measured> {
     Ok(Measured {
         round,
         path: path.name,
-        gbit_per_second: bits / 1e9,
-        round_trip_us: average.parse::<f64>()? * 1000.0,
+        gbit_per_second: traffic::tcp(path.path, 1, args.seconds)?.gbit_per_second,
+        round_trip_us: traffic::flood_ping_us(path.path)?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! What a run says about itself, as a table and as JSON. Every result names machine, commit and method.
 
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
@@ -53,6 +54,13 @@ impl Machine {
     }
 }
 
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, processor, processors, commit, profile } = self;
+        write!(f, "{processors} x {processor}, {kernel}, commit {commit}, {profile}")
+    }
+}
+
 impl Report {
     /// Prints method, machine and summary.
     ///
@@ -60,12 +68,7 @@ impl Report {
     /// When standard output is closed.
     pub(crate) fn print(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        let m = &self.machine;
-        writeln!(
-            out,
-            "{} x {}, {}, commit {}, {}",
-            m.processors, m.processor, m.kernel, m.commit, m.profile
-        )?;
+        writeln!(out, "{}", self.machine)?;
         for line in &self.method {
             writeln!(out, "{line}")?;
         }
