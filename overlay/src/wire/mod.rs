@@ -6,3 +6,4 @@ pub mod env;
 mod gojson;
 pub mod lease;
 pub mod netconf;
+pub mod vxlan;

@@ -1,0 +1,1 @@
+// Filled in by the commit that tests the engine.

@@ -1,0 +1,176 @@
+//! The running data plane: its worker threads, from start to stop.
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::capture::Capture;
+use super::counters::Counters;
+use super::decap::DecapSettings;
+use super::encap::EncapSettings;
+use super::io::Sockets;
+use super::table::Shared;
+use super::tap::Tap;
+use super::wait::{EventFd, pin_this_thread};
+use super::worker::{Common, Worker};
+use crate::types::{Mtu, Vni, VtepMac};
+
+/// Datagrams that one send may carry: `UDP_MAX_SEGMENTS` of kernels before 6.9.
+const SEGMENTS: u16 = 64;
+
+/// How the engine works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The network.
+    pub vni: Vni,
+    /// The peers' UDP port.
+    pub port: u16,
+    /// The device's hardware address.
+    pub mac: VtepMac,
+    /// The device's MTU.
+    pub mtu: Mtu,
+    /// The device's address, where ICMP errors come from.
+    pub own4: Ipv4Addr,
+    /// The most time a worker looks for packets before it sleeps; zero means never.
+    pub spin: Duration,
+    /// CPUs for the workers in turn; empty leaves them to the scheduler.
+    pub cpus: Vec<usize>,
+    /// Whether frames must come from a known VTEP's hardware address and that VTEP's underlay address.
+    pub source_check: bool,
+    /// Whether the sockets cut sends (`UDP_SEGMENT`).
+    pub cut_sends: bool,
+    /// Whether the TAP takes UDP super-frames.
+    pub udp_super_frames: bool,
+}
+
+/// One queue of the device and its sockets; one worker each.
+#[derive(Debug)]
+pub struct Queue {
+    /// The device's side.
+    pub tap: Tap,
+    /// The underlay's side.
+    pub sockets: Sockets,
+}
+
+/// A running data plane. Dropping it stops and joins the workers; the device stays.
+pub struct Engine {
+    workers: Vec<Handle>,
+    stop: Arc<AtomicBool>,
+    alive: Arc<AtomicUsize>,
+}
+
+struct Handle {
+    thread: Option<JoinHandle<()>>,
+    wake: Arc<EventFd>,
+    counters: Arc<Counters>,
+}
+
+/// Counts a worker out however it ends, also by a panic.
+struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Engine {
+    /// Starts a worker for each queue.
+    ///
+    /// # Errors
+    /// No threads or file descriptors are left.
+    pub fn start(
+        settings: &Settings,
+        queues: Vec<Queue>,
+        table: &Arc<Shared>,
+        capture: &Arc<Capture>,
+    ) -> io::Result<Engine> {
+        let mut engine = Engine {
+            workers: Vec::with_capacity(queues.len()),
+            stop: Arc::default(),
+            alive: Arc::new(AtomicUsize::new(queues.len())),
+        };
+        for (number, queue) in queues.into_iter().enumerate() {
+            let common = Common { table: table.clone(), capture: capture.clone(), stop: engine.stop.clone() };
+            let (counters, wake) = (Arc::new(Counters::default()), Arc::new(EventFd::new()?));
+            let cpu = settings.cpus.get(number % settings.cpus.len().max(1)).copied();
+            let encap = EncapSettings {
+                vni: settings.vni,
+                mtu: settings.mtu,
+                mac: settings.mac,
+                own4: settings.own4,
+                sockets: u32::try_from(queue.sockets.transmit.len()).unwrap_or(1).max(1),
+                segments: if settings.cut_sends { SEGMENTS } else { 1 },
+            };
+            let decap = DecapSettings {
+                vni: settings.vni,
+                mtu: settings.mtu,
+                source_check: settings.source_check,
+                udp_super_frames: settings.udp_super_frames,
+            };
+            let (spin, port) = (settings.spin, settings.port);
+            let shared = (counters.clone(), wake.clone());
+            let alive = Alive(engine.alive.clone());
+            let thread = std::thread::Builder::new().name(format!("datapath-{number}")).spawn(move || {
+                let _alive = alive;
+                pin(number, cpu);
+                // Made here, so that its memory is local to the CPU it runs on.
+                let ports = (queue.tap, queue.sockets);
+                let worker = Worker::new(ports, encap, decap, (spin, port), common, shared);
+                if let Err(error) = worker.run() {
+                    error!(worker = number, "the data path's worker stops: {error}");
+                }
+            })?;
+            engine.workers.push(Handle { thread: Some(thread), wake, counters });
+        }
+        info!(workers = engine.workers.len(), "data path running");
+        Ok(engine)
+    }
+
+    /// False once a worker gave up, which it does when its device is deleted.
+    pub fn is_running(&self) -> bool {
+        self.alive.load(Ordering::Relaxed) == self.workers.len()
+    }
+
+    /// The counters of each worker.
+    pub fn counters(&self) -> Vec<Arc<Counters>> {
+        self.workers.iter().map(|worker| worker.counters.clone()).collect()
+    }
+}
+
+fn pin(worker: usize, cpu: Option<usize>) {
+    if let Some(cpu) = cpu
+        && let Err(error) = pin_this_thread(cpu)
+    {
+        warn!(
+            worker,
+            cpu, "flag -datapath-cpus: the worker cannot run on CPU {cpu}, it runs anywhere: {error}"
+        );
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in &self.workers {
+            worker.wake.wake();
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                let _ = thread.join(); // a panic has been reported by its thread
+            }
+        }
+    }
+}

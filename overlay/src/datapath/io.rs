@@ -1,0 +1,94 @@
+//! What a worker reads and writes: the device's side ([`Port`]) and the underlay's side ([`Wire`]). The real ones are
+//! a TAP queue and UDP sockets; tests put memory in their place.
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use super::socket::{Message, Receive, Received, Transmit};
+use super::tap::Tap;
+use super::wait::{EventFd, wait};
+
+/// One queue of the device.
+pub trait Port {
+    /// Reads one frame behind its virtio-net header; `None` when there is none now.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Writes one frame, its virtio-net header first.
+    ///
+    /// # Errors
+    /// It was not taken.
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+}
+
+/// The underlay.
+pub trait Wire {
+    /// How many sockets there are to send through.
+    fn sockets(&self) -> u32;
+
+    /// Receives what is there, one datagram (or several glued together) into each buffer.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    fn receive(&mut self, buffers: &mut [Box<[u8]>], out: &mut Vec<Received>) -> io::Result<usize>;
+
+    /// Sends through one socket. Returns how many messages were taken, and why the next one was not.
+    fn send(&mut self, socket: u32, messages: &[Message<'_>]) -> (usize, Option<io::Error>);
+
+    /// Sends the datagrams of one message one by one. Returns how many were taken, and why another one was not.
+    fn send_plain(&mut self, socket: u32, message: &Message<'_>) -> (usize, Option<io::Error>);
+}
+
+/// Sleeping until one of the two has something.
+pub trait Sleep<W: Wire>: Port {
+    /// Sleeps until there is something to read here or there, or `wake` is signalled.
+    ///
+    /// # Errors
+    /// Sleeping is not possible.
+    fn sleep(&self, wire: &W, wake: &EventFd, timeout: Option<Duration>) -> io::Result<()>;
+}
+
+impl Port for Tap {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        Tap::read(self, buffer)
+    }
+
+    fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        Tap::write(self, parts)
+    }
+}
+
+/// A receive socket and the sockets to send through.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Where datagrams arrive.
+    pub receive: Receive,
+    /// One is chosen by the flow.
+    pub transmit: Vec<Transmit>,
+}
+
+impl Wire for Sockets {
+    fn sockets(&self) -> u32 {
+        u32::try_from(self.transmit.len()).unwrap_or(u32::MAX)
+    }
+
+    fn receive(&mut self, buffers: &mut [Box<[u8]>], out: &mut Vec<Received>) -> io::Result<usize> {
+        self.receive.receive(buffers, out)
+    }
+
+    fn send(&mut self, socket: u32, messages: &[Message<'_>]) -> (usize, Option<io::Error>) {
+        self.transmit[socket as usize].send(messages)
+    }
+
+    fn send_plain(&mut self, socket: u32, message: &Message<'_>) -> (usize, Option<io::Error>) {
+        self.transmit[socket as usize].send_plain(message)
+    }
+}
+
+impl Sleep<Sockets> for Tap {
+    fn sleep(&self, wire: &Sockets, wake: &EventFd, timeout: Option<Duration>) -> io::Result<()> {
+        wait(self, &wire.receive, wake, timeout).map(drop)
+    }
+}

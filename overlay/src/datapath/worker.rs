@@ -1,0 +1,313 @@
+//! One worker: a thread that owns one queue of the device and its sockets, and carries packets both ways.
+//!
+//! ```text
+//! loop: read the TAP until it is empty or the batch full -> encapsulate -> send
+//!       receive what is there                            -> decapsulate -> write to the TAP
+//!       neither had anything: look again for the spin budget, then sleep until there is
+//! ```
+//!
+//! Everything it needs it allocates at the start. It holds no lock while it works: the table is an immutable snapshot
+//! that it exchanges between batches, its counters are written by nobody else.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: it reads the clock to bound its spinning")]
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::answer::Answered;
+use super::capture::{Capture, Direction};
+use super::counters::{Counters, Drop, bump};
+use super::decap::{self, Datagram, Decap, DecapSettings};
+use super::encap::{self, Encap, EncapSettings, Pushed};
+use super::io::{Sleep, Wire};
+use super::outbox::{Batch, Outbox};
+use super::pieces::recycle;
+use super::socket::Received;
+use super::spin::Spin;
+use super::table::{Shared, Table};
+use super::vnet::{LEN as VNET_BYTES, Vnet};
+use super::wait::EventFd;
+
+/// Frames read from the TAP before they are sent.
+const TAP_BATCH: usize = 64;
+/// Bytes read from the TAP before they are sent: waiting for more would only delay the first.
+const TAP_BATCH_BYTES: usize = 128 * 1024;
+/// Receive buffers offered at least and at most; small packets want many, glued ones few.
+const RECEIVE_MIN: usize = 8;
+const RECEIVE_MAX: usize = 64;
+/// "Fragmentation needed" messages a worker sends within a second at most.
+const TOO_BIG_PER_S: u32 = 200;
+/// A broken socket is tried again after this long.
+const BROKEN: Duration = Duration::from_millis(10);
+
+/// What all workers of an engine share.
+pub(crate) struct Common {
+    pub(crate) table: Arc<Shared>,
+    pub(crate) capture: Arc<Capture>,
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+/// See the module.
+pub(crate) struct Worker<P, W> {
+    port: P,
+    wire: W,
+    common: Common,
+    counters: Arc<Counters>,
+    wake: Arc<EventFd>,
+    spin: Spin,
+    table: Arc<Table>,
+    generation: u64,
+    encap: Encap,
+    decap: Decap,
+    frames: Vec<Box<[u8]>>,
+    datagrams: Vec<Box<[u8]>>,
+    received: Vec<Received>,
+    offered: usize,
+    outbox: Outbox,
+    slices: Vec<IoSlice<'static>>,
+    too_big: Bucket,
+}
+
+/// At most so many a second.
+struct Bucket {
+    since: Instant,
+    used: u32,
+}
+
+impl Bucket {
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        if now - self.since >= Duration::from_secs(1) {
+            (self.since, self.used) = (now, 0);
+        }
+        self.used += 1;
+        self.used <= TOO_BIG_PER_S
+    }
+}
+
+impl<P: Sleep<W>, W: Wire> Worker<P, W> {
+    pub(crate) fn new(
+        (port, wire): (P, W),
+        encap: EncapSettings,
+        decap: DecapSettings,
+        (spin, peer_port): (Duration, u16),
+        common: Common,
+        (counters, wake): (Arc<Counters>, Arc<EventFd>),
+    ) -> Self {
+        let buffers = |count: usize, bytes: usize| (0..count).map(|_| vec![0; bytes].into()).collect();
+        let generation = common.table.generation();
+        Self {
+            port,
+            wire,
+            counters,
+            wake,
+            spin: Spin::new(spin),
+            table: common.table.current(),
+            generation,
+            common,
+            encap: Encap::new(encap),
+            decap: Decap::new(decap),
+            frames: buffers(TAP_BATCH, encap::BUFFER_BYTES),
+            datagrams: buffers(RECEIVE_MAX, decap::BUFFER_BYTES),
+            received: Vec::with_capacity(RECEIVE_MAX),
+            offered: RECEIVE_MIN,
+            outbox: Outbox::new(peer_port),
+            slices: Vec::with_capacity(1024),
+            too_big: Bucket { since: Instant::now(), used: 0 },
+        }
+    }
+
+    /// Works until it is told to stop (`Ok`) or its device is gone.
+    ///
+    /// # Errors
+    /// Why the device cannot be read any more.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut idle_since: Option<Instant> = None;
+        while !self.common.stop.load(Ordering::Relaxed) {
+            if self.round()? {
+                if let Some(since) = idle_since.take() {
+                    self.spin.found();
+                    self.spun(since.elapsed());
+                }
+                continue;
+            }
+            let now = Instant::now();
+            let since = *idle_since.get_or_insert(now);
+            if now - since < self.spin.budget() {
+                bump(&self.counters.spins, 1);
+                std::thread::yield_now();
+                continue;
+            }
+            if now > since {
+                self.spin.in_vain();
+            }
+            self.spun(now - since);
+            idle_since = None;
+            self.sleep(now)?;
+        }
+        Ok(())
+    }
+
+    fn spun(&self, time: Duration) {
+        bump(&self.counters.spin_ns, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn sleep(&mut self, now: Instant) -> io::Result<()> {
+        bump(&self.counters.polls, 1);
+        self.port.sleep(&self.wire, &self.wake, None)?;
+        bump(&self.counters.wakeups, 1);
+        self.wake.clear();
+        self.spin.woken_after(now.elapsed());
+        Ok(())
+    }
+
+    /// Both ways once; returns whether there was anything.
+    fn round(&mut self) -> io::Result<bool> {
+        if self.common.table.refresh(&mut self.generation, &mut self.table) {
+            self.decap.table_changed();
+        }
+        let out = self.outwards()?;
+        let inwards = self.inwards();
+        Ok(out || inwards)
+    }
+
+    fn outwards(&mut self) -> io::Result<bool> {
+        self.encap.clear();
+        let (mut frames, mut bytes) = (0, 0);
+        while frames < TAP_BATCH && bytes < TAP_BATCH_BYTES && self.encap.has_room() {
+            bump(&self.counters.tap_reads, 1);
+            let Some(length) = self.port.read(&mut self.frames[frames])? else { break };
+            self.one_frame(frames, length);
+            frames += 1;
+            bytes += length;
+        }
+        self.counters.tap_batch.record(frames);
+        if !self.encap.sends().is_empty() {
+            self.send();
+        }
+        Ok(frames > 0)
+    }
+
+    fn one_frame(&mut self, index: usize, length: usize) {
+        let buffer = &mut self.frames[index];
+        if self.common.capture.is_on() {
+            let frame = &buffer[VNET_BYTES.min(length)..length];
+            self.common.capture.frame(Direction::Outbound, SystemTime::now, &[frame]);
+        }
+        let place = u32::try_from(index).unwrap_or(0);
+        match self.encap.push(&self.table, buffer, place, length) {
+            Pushed::Queued => {}
+            Pushed::Dropped(reason) => self.counters.count_drop(reason, 1),
+            Pushed::Answered(answered) => {
+                bump(
+                    match answered {
+                        Answered::Arp => &self.counters.answered_arp,
+                        Answered::Nd => &self.counters.answered_nd,
+                    },
+                    1,
+                );
+                self.reply();
+            }
+            Pushed::TooBig => {
+                self.counters.count_drop(Drop::TooBig, 1);
+                if self.too_big.take() {
+                    bump(&self.counters.too_big_signalled, 1);
+                    self.reply();
+                }
+            }
+        }
+    }
+
+    /// Gives a frame of our own making to the device.
+    fn reply(&mut self) {
+        bump(&self.counters.tap_writes, 1);
+        let header = Vnet::default().encode();
+        let parts = [IoSlice::new(&header), IoSlice::new(self.encap.reply())];
+        if self.port.write(&parts).is_err() {
+            self.counters.count_drop(Drop::TapFailed, 1);
+        }
+    }
+
+    fn send(&mut self) {
+        let batch = Batch { encap: &self.encap, frames: &self.frames, table: &self.table };
+        self.outbox.send(&mut self.wire, &batch, &self.counters);
+    }
+
+    fn inwards(&mut self) -> bool {
+        bump(&self.counters.receives, 1);
+        let offered = self.offered;
+        let got = match self.wire.receive(&mut self.datagrams[..offered], &mut self.received) {
+            Ok(got) => got,
+            Err(error) => {
+                tracing::debug!(%error, "receiving from the underlay");
+                std::thread::sleep(BROKEN);
+                0
+            }
+        };
+        if got == 0 {
+            return false;
+        }
+        self.counters.receive_batch.record(got);
+        self.decap.clear();
+        let mut bytes = 0;
+        for (buffer, received) in self.received.iter().enumerate() {
+            bytes += received.len;
+            let datagram = Datagram {
+                buffer: u32::try_from(buffer).unwrap_or(0),
+                bytes: received.len,
+                from: received.from,
+                segment: received.segment,
+                ecn: received.ecn,
+            };
+            self.decap.push(&self.table, &mut self.datagrams, datagram);
+        }
+        self.decap.finish(&self.datagrams);
+        // Small packets come in crowds; glued ones fill the cache after a few.
+        if got == offered && bytes < got * 4096 {
+            self.offered = (offered * 2).min(RECEIVE_MAX);
+        } else if bytes > RECEIVE_MIN * 32 * 1024 {
+            self.offered = RECEIVE_MIN;
+        }
+        self.write();
+        true
+    }
+
+    fn write(&mut self) {
+        for (reason, peer) in self.decap.drops() {
+            self.counters.count_drop(*reason, 1);
+            if let Some(peer) = peer {
+                self.table.entry(*peer).counters.count_drop(1);
+            }
+        }
+        // Runs of the same peer are counted in one go.
+        for run in self.decap.received().chunk_by(|a, b| a.0 == b.0) {
+            let bytes = run.iter().map(|(_, bytes)| *bytes as u64).sum();
+            self.table.entry(run[0].0).counters.received(run.len() as u64, bytes);
+        }
+        let mut slices = recycle(std::mem::take(&mut self.slices));
+        for write in self.decap.writes() {
+            slices.clear();
+            self.decap.pieces().gather(write.chain, &self.datagrams, &mut slices);
+            bump(&self.counters.tap_writes, 1);
+            self.counters.segments_per_tap_write.record(write.packets);
+            if self.common.capture.is_on() {
+                let mut parts: Vec<&[u8]> = slices.iter().map(|s| &**s).collect();
+                parts[0] = &parts[0][VNET_BYTES..];
+                self.common.capture.frame(Direction::Inbound, SystemTime::now, &parts);
+            }
+            match self.port.write(&slices) {
+                Ok(()) => {
+                    let bytes = write.chain.bytes - VNET_BYTES;
+                    self.counters.decap.add(write.packets as u64, bytes as u64);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
+                    self.counters.count_drop(Drop::TapFull, write.packets as u64);
+                }
+                Err(_) => self.counters.count_drop(Drop::TapFailed, write.packets as u64),
+            }
+        }
+        self.slices = recycle(slices);
+    }
+}
