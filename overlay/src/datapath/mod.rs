@@ -14,6 +14,7 @@ pub mod recording;
 pub mod socket;
 mod split;
 mod sys;
+pub mod status;
 pub mod table;
 pub mod tap;
 pub mod vnet;

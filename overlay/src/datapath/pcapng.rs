@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-/// The link type of frames that begin with an Ethernet header (LINKTYPE_ETHERNET).
+/// The link type of frames that begin with an Ethernet header (`LINKTYPE_ETHERNET`).
 pub const LINKTYPE_ETHERNET: u16 = 1;
 
 /// The longest block that [`Scanner`] takes for one: a frame of 64 KB and its options, with room to spare.
