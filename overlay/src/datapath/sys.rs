@@ -1,0 +1,283 @@
+//! The system calls that no safe crate wraps as they are needed here, each as a safe function. The only module of this
+//! crate with `unsafe`.
+//!
+//! * TUN/TAP `ioctl`s: no crate of the tree has them.
+//! * `sendmmsg` and `recvmmsg`: `nix` has them with one set of control messages for the whole batch, but here each
+//!   datagram has its own segment size and ECN bits; and nothing may be allocated per call.
+//! * Leave to fragment (`IP_MTU_DISCOVER`), which neither `nix` nor `socket2` knows.
+//!
+//! Everything else (`read`, `writev`, `ppoll`, eventfd, affinity, the other socket options) comes from the standard
+//! library, `nix` and `socket2`.
+
+#![allow(unsafe_code, reason = "the one module for it; each block says why it is sound")]
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use nix::libc;
+
+use super::abi::{Control, Name, number};
+use super::socket::{Message, Received};
+
+/// Most datagrams (or runs of equal datagrams) in one system call.
+pub(super) const BATCH: usize = 64;
+
+/// Most slices in one message or one write (`UIO_MAXIOV`).
+pub(super) const MAX_SLICES: usize = 1024;
+
+/// `struct ifreq` as `TUNSETIFF` uses it: a name, then flags in a union that is 24 bytes long at most.
+#[repr(C, align(8))]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+const _: () = assert!(size_of::<InterfaceRequest>() >= size_of::<libc::ifreq>());
+
+/// Attaches an open `/dev/net/tun` to the device `name` (at most 15 bytes), which is made if it is not there.
+pub(super) fn tun_attach(tun: BorrowedFd<'_>, name: &str, flags: u16) -> io::Result<()> {
+    let mut request = InterfaceRequest { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    if name.is_empty() || name.len() >= request.name.len() || name.contains('\0') {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is at least as large as and aligned for;
+    // it lives until the call returns.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, ptr::from_mut(&mut request)) }).map(drop)
+}
+
+/// Sets which offloads the device may ask of us (`TUN_F_*`). `EINVAL`: the kernel does not know one of them.
+pub(super) fn tun_set_offload(tun: BorrowedFd<'_>, bits: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) }).map(drop)
+}
+
+/// Keeps the device when the last process that has it open is gone.
+pub(super) fn tun_set_persistent(tun: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes a number, no pointer.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) }).map(drop)
+}
+
+/// Sets the length of the header before each frame, in bytes.
+pub(super) fn tun_set_header(tun: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives until the call returns.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, ptr::from_ref(&bytes)) }).map(drop)
+}
+
+/// Makes the numbers in that header little-endian on every machine.
+pub(super) fn tun_set_little_endian(tun: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: TUNSETVNETLE reads one int, which lives until the call returns.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETLE, ptr::from_ref(&on)) }).map(drop)
+}
+
+/// Lets the kernel and routers fragment what the socket sends (no DF bit, no path MTU kept), as the kernel's VXLAN
+/// device does.
+pub(super) fn allow_fragments(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    let (level, option, value) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+    };
+    // SAFETY: both options read one int, which lives until the call returns; its length is given.
+    check(unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, ptr::from_ref(&value).cast(), INT_BYTES)
+    })
+    .map(drop)
+}
+
+const INT_BYTES: libc::socklen_t = 4;
+const _: () = assert!(size_of::<libc::c_int>() == 4);
+
+/// What a batch of `sendmmsg` or `recvmmsg` needs besides the payloads; allocated once.
+struct Batch {
+    headers: Box<[libc::mmsghdr]>,
+    names: Box<[Name]>,
+    controls: Box<[Control]>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        // SAFETY: mmsghdr is a C structure of integers and raw pointers, for which all zeros are valid (null, empty).
+        let empty: libc::mmsghdr = unsafe { mem::zeroed() };
+        Self {
+            headers: vec![empty; BATCH].into(),
+            names: vec![Name::EMPTY; BATCH].into(),
+            controls: vec![Control::EMPTY; BATCH].into(),
+        }
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").finish_non_exhaustive()
+    }
+}
+
+/// Sends batches of datagrams through one socket. Keeps memory only, no state.
+#[derive(Debug)]
+pub(super) struct Sender(Batch);
+
+// SAFETY: the raw pointers in the headers are set anew by each call before the kernel follows them, and never followed
+// otherwise, so it does not matter which thread made the call before.
+unsafe impl Send for Sender {}
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Self(Batch::new())
+    }
+
+    /// Sends messages in one system call, the first [`BATCH`] of them at most; returns how many the kernel took. An
+    /// error concerns the first message; `EINTR` is retried.
+    pub(super) fn send(&mut self, socket: BorrowedFd<'_>, messages: &[Message<'_>]) -> io::Result<usize> {
+        let Batch { headers, names, controls } = &mut self.0;
+        let slots = headers.iter_mut().zip(names.iter_mut().zip(controls.iter_mut()));
+        let mut count = 0;
+        for (message, (header, (name, control))) in messages.iter().zip(slots) {
+            let header = &mut header.msg_hdr;
+            header.msg_namelen = name.set(message.to);
+            header.msg_name = ptr::from_mut(name).cast();
+            header.msg_iov = message.parts.as_ptr().cast::<libc::iovec>().cast_mut();
+            header.msg_iovlen = message.parts.len() as _;
+            let length = write_control(control, message);
+            header.msg_control = if length == 0 { ptr::null_mut() } else { ptr::from_mut(control).cast() };
+            header.msg_controllen = length as _;
+            count += 1;
+        }
+        loop {
+            // SAFETY: `headers` has at least `count` entries, filled above. Each points to an address and control
+            // messages in `self`, which this call borrows mutably, with their lengths, and to the slices of a message,
+            // which `messages` borrows; `IoSlice` has the layout of `iovec` (its documentation). All of them live
+            // until the call returns. The kernel writes nothing but `msg_len`.
+            let sent = unsafe {
+                libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, libc::MSG_DONTWAIT as _)
+            };
+            match check(sent) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => return sent,
+            }
+        }
+    }
+}
+
+/// Writes what the kernel is to know about one message; returns the length, 0 when there is nothing to say.
+fn write_control(control: &mut Control, message: &Message<'_>) -> usize {
+    let mut length = 0;
+    if let Some(segment) = message.segment {
+        length = control.push(length, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+    }
+    if message.ecn & ECN != 0 {
+        let (level, kind) = match message.to {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        length = control.push(length, level, kind, &i32::from(message.ecn & ECN).to_ne_bytes());
+    }
+    length
+}
+
+/// The two ECN bits of the traffic class (RFC 3168 section 5).
+const ECN: u8 = 0b11;
+
+/// Receives batches of datagrams from one socket.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    batch: Batch,
+    slices: Box<[libc::iovec]>,
+    overflows: u32,
+}
+
+// SAFETY: as for `Sender`.
+unsafe impl Send for Receiver {}
+
+impl Receiver {
+    pub(super) fn new() -> Self {
+        let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        Self { batch: Batch::new(), slices: vec![empty; BATCH].into(), overflows: 0 }
+    }
+
+    /// Receives what is there in one system call, one datagram per buffer and [`BATCH`] at most, and describes the
+    /// n-th buffer in the n-th entry of `out`. Does not wait: `WouldBlock` if there is nothing.
+    pub(super) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffers: &mut [Box<[u8]>],
+        out: &mut Vec<Received>,
+    ) -> io::Result<()> {
+        out.clear();
+        let Batch { headers, names, controls } = &mut self.batch;
+        let slots = headers.iter_mut().zip(names.iter_mut().zip(controls.iter_mut()));
+        let mut count = 0;
+        for ((buffer, slice), (header, (name, control))) in
+            buffers.iter_mut().zip(&mut self.slices).zip(slots)
+        {
+            *slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            let header = &mut header.msg_hdr;
+            header.msg_name = ptr::from_mut(name).cast();
+            header.msg_namelen = Name::CAPACITY;
+            header.msg_iov = slice;
+            header.msg_iovlen = 1;
+            header.msg_control = ptr::from_mut(control).cast();
+            header.msg_controllen = Control::CAPACITY as _;
+            count += 1;
+        }
+        // SAFETY: `headers` has at least `count` entries, filled above. Each points to room for an address and for
+        // control messages and to one slice, all in `self`, which this call borrows mutably, with their lengths; the
+        // slice covers exactly one of `buffers`, borrowed mutably too and each used once. All of them live until the
+        // call returns. No time limit is given.
+        let received = check(unsafe {
+            let flags = libc::MSG_DONTWAIT as _;
+            libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, flags, ptr::null_mut())
+        })?;
+        for (header, (name, control)) in headers.iter().zip(names.iter().zip(controls.iter())).take(received)
+        {
+            out.push(describe(header, name, control, &mut self.overflows));
+        }
+        Ok(())
+    }
+
+    /// How many datagrams the kernel dropped so far because the socket's buffer was full. Known from the datagrams
+    /// that came after.
+    pub(super) fn overflows(&self) -> u32 {
+        self.overflows
+    }
+}
+
+fn describe(header: &libc::mmsghdr, name: &Name, control: &Control, overflows: &mut u32) -> Received {
+    let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let from = name.get(header.msg_hdr.msg_namelen).unwrap_or(nobody);
+    // One that did not fit is of no use; nobody sends an empty one, so that length says it.
+    let whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+    let len = if whole { header.msg_len as usize } else { 0 };
+    let mut received = Received { len, from, segment: None, ecn: 0 };
+    #[allow(clippy::unnecessary_cast, reason = "u32 with musl")]
+    let controls = header.msg_hdr.msg_controllen as usize;
+    for (level, kind, data) in control.iter(controls) {
+        let Some(value) = number(data) else { continue };
+        match (level, kind) {
+            (libc::SOL_UDP, libc::UDP_GRO) => received.segment = u16::try_from(value).ok().filter(|s| *s > 0),
+            (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                received.ecn = value.to_le_bytes()[0] & ECN;
+            }
+            (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => *overflows = value,
+            _ => {}
+        }
+    }
+    received
+}
+
+/// A count from a system call, or its error.
+fn check(result: libc::c_int) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// The layouts that the casts above rely on.
+const _: () = {
+    assert!(size_of::<IoSlice<'_>>() == size_of::<libc::iovec>());
+    assert!(align_of::<IoSlice<'_>>() == align_of::<libc::iovec>());
+};
