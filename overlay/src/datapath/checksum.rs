@@ -1,4 +1,4 @@
-//! The Internet checksum (RFC 1071): a running one's complement sum, and the pseudo-headers of TCP, UDP and `ICMPv6`.
+//! The Internet checksum (RFC 1071): a running one's complement sum, and the pseudo-headers of TCP, UDP and ICMPv6.
 //! Pure; called for every segment the data path cuts or joins.
 //!
 //! The sum is kept in the machine's byte order. One's complement addition does not care in which order the bytes of
@@ -112,10 +112,15 @@ pub fn pseudo_v4(src: [u8; 4], dst: [u8; 4], protocol: u8, l4_len: u32) -> Sum {
         .add_u32(l4_len)
 }
 
-/// The sum of the pseudo-header of TCP, UDP or `ICMPv6` over IPv6 (RFC 8200 section 8.1). `next` is the protocol of the
+/// The sum of the pseudo-header of TCP, UDP or ICMPv6 over IPv6 (RFC 8200 section 8.1). `next` is the protocol of the
 /// transport header itself, whatever extension headers stand before it; `l4_len` as for [`pseudo_v4`].
 #[must_use]
 #[inline]
 pub fn pseudo_v6(src: [u8; 16], dst: [u8; 16], next: u8, l4_len: u32) -> Sum {
     Sum::default().add(&src).add(&dst).add_u32(l4_len).add_u32(u32::from(next))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "checksum_tests.rs"]
+mod tests;

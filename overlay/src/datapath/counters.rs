@@ -259,7 +259,7 @@ counters! {
 impl Counters {
     /// Counts dropped frames. Only the worker that owns the counters may call this.
     #[inline]
-    pub fn drop(&self, reason: Drop, frames: u64) {
+    pub fn count_drop(&self, reason: Drop, frames: u64) {
         bump(&self.drops[reason as usize], frames);
     }
 }
@@ -336,7 +336,7 @@ impl PeerCounters {
 
     /// Counts frames that were dropped.
     #[inline]
-    pub fn drop(&self, frames: u64) {
+    pub fn count_drop(&self, frames: u64) {
         self.dropped.fetch_add(frames, Relaxed);
     }
 
@@ -367,3 +367,8 @@ pub struct PeerSnapshot {
     /// Frames to it or from it that were dropped.
     pub dropped: u64,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "counters_tests.rs"]
+mod tests;

@@ -163,10 +163,12 @@ struct MacHasher(u64);
 impl Hasher for MacHasher {
     #[inline]
     fn write_u64(&mut self, key: u64) {
-        // 2^64 / golden ratio, odd. The product's high half depends on every bit of the key, and the table takes the
-        // position from the low bits and the tag from the high ones.
-        let product = (self.0 ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = product ^ (product >> 32);
+        // 2^64 / golden ratio, odd. The table takes the position from the low bits of the hash and a tag from the high
+        // ones; both halves of the product together depend, everywhere, on every bit of the key.
+        let product = u128::from(self.0 ^ key) * 0x9e37_79b9_7f4a_7c15;
+        #[allow(clippy::cast_possible_truncation, reason = "the two halves")]
+        let (high, low) = ((product >> 64) as u64, product as u64);
+        self.0 = high ^ low;
     }
 
     fn write(&mut self, bytes: &[u8]) {
@@ -235,3 +237,8 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "table_tests.rs"]
+mod tests;
