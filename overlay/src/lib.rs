@@ -10,6 +10,7 @@ pub mod alloc;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+mod file;
 pub mod health;
 pub mod iface;
 pub mod lease;

@@ -40,6 +40,9 @@ pub struct Subnet {
 }
 
 impl Subnet {
+    /// Every address there is, 0.0.0.0/0.
+    pub const ANY: Subnet = Subnet { base: 0, len: 0 };
+
     /// The network of prefix length `len` that contains `address`; host bits are masked away. `None` if `len` > 32.
     pub fn containing(address: Ipv4Addr, len: u8) -> Option<Self> {
         (len <= 32).then(|| Self { base: u32::from(address) & mask(len), len })

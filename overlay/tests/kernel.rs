@@ -7,67 +7,25 @@
 #![allow(missing_docs, reason = "a test")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
+mod namespace;
+
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::process::Command;
 use std::time::Instant;
 
-use nix::sched::{CloneFlags, unshare};
-use overlay::config::InterfaceChoice;
-use overlay::datapath::{DataPath, Peer};
-use overlay::iface::{self, External};
+use namespace::{external, in_own_namespace, peers, sh};
+use overlay::datapath::DataPath;
 use overlay::net::netlink::Netlink;
 use overlay::net::vxlan::KernelVxlan;
-use overlay::types::{Subnet, Vni, VtepMac};
+use overlay::types::Vni;
 use overlay::wire::netconf::VxlanConfig;
 
 const VXLAN: VxlanConfig =
     VxlanConfig { vni: Vni::DEFAULT, port: None, gbp: false, learning: false, mtu: None, datapath: None };
 
-/// Runs `body` on a thread with a network namespace of its own, which goes when the thread ends.
-fn in_own_namespace<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of its own (these tests need root)");
-        sh(
-            "ip link add up0 mtu 1600 type veth peer name up1 && ip link set up0 up && ip link set up1 up && ip addr add 10.99.0.2/24 dev up0",
-        );
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body());
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Runs a shell command in this thread's namespace and returns what it prints, lines sorted.
-fn sh(command: &str) -> Vec<String> {
-    let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    let mut lines: Vec<String> =
-        String::from_utf8_lossy(&output.stdout).lines().map(|l| l.trim().to_owned()).collect();
-    lines.sort();
-    lines
-}
-
-async fn external(netlink: &Netlink) -> External {
-    let choice = InterfaceChoice { names: vec!["up0".into()], ..InterfaceChoice::default() };
-    iface::select(&choice, &netlink.interfaces().await.unwrap(), None, None).unwrap()
-}
-
 async fn open(config: &VxlanConfig) -> Result<KernelVxlan, String> {
     let netlink = Netlink::open().unwrap();
     let external = external(&netlink).await;
     KernelVxlan::open(netlink, config, &external, [2, 0, 0, 0, 0, 1]).await.map_err(|e| e.to_string())
-}
-
-fn peers(count: u16) -> BTreeMap<Subnet, Peer> {
-    (0..count)
-        .map(|n| {
-            let [high, low] = n.to_be_bytes();
-            let subnet = Subnet::new([10, 32 + high, low, 0].into(), 24).unwrap();
-            let mac = VtepMac::locally_administered([2, 0, 0, 1, high, low]);
-            (subnet, Peer { mac, public_ip: [10, 99, high, low].into() })
-        })
-        .collect()
 }
 
 #[test]

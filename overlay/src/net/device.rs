@@ -8,7 +8,9 @@ use tracing::{debug, info, warn};
 
 use super::netlink::{Netlink, NetlinkError};
 use super::sysctl;
-use crate::plan::{Change, Desired, LinkSpec, incompatibility, plan};
+use crate::datapath::socket::SocketError;
+use crate::datapath::tap::{self, TapError};
+use crate::plan::{Change, Desired, KindSpec, LinkSpec, LinkState, incompatibility, plan};
 use crate::types::{Mtu, TypeError};
 
 /// How often state is observed and put right in one call. One pass is the rule; a second one is needed when bringing
@@ -27,6 +29,26 @@ pub enum DeviceError {
     /// The interface below is gone.
     #[error("the external interface {0} is gone; it is used again when it is back")]
     NoParent(String),
+    /// The config asks for what only the kernel's device can do.
+    #[error(
+        "Backend.{0} is not supported by the rust data path: remove it from the network config, or use the kernel's \
+         (-datapath kernel)"
+    )]
+    KernelOnly(&'static str),
+    /// No TAP.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// No sockets.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The engine does not start.
+    #[error("the data path's workers cannot be started: {0}")]
+    Engine(std::io::Error),
+    /// Nothing can be sent.
+    #[error(
+        "{0} is no address of this host any more, so no packets leave it; they do when the address is back"
+    )]
+    NoLocalAddress(Ipv4Addr),
     /// Somebody changes the device as fast as we repair it.
     #[error("{device} does not stay as configured; still to do after {PASSES} passes: {left}")]
     Unsettled {
@@ -66,6 +88,12 @@ impl Device {
         &self.desired.link.name
     }
 
+    /// The device as it is, if it is there and of our kind.
+    pub(super) async fn state(&self) -> Result<Option<LinkState>, DeviceError> {
+        let link = self.netlink.link(self.name()).await?;
+        Ok(link.filter(|state| incompatibility(&self.desired.link, state).is_none()))
+    }
+
     /// Brings up the device with this address and no other.
     pub(super) async fn address(&mut self, address: Ipv4Addr) -> Result<(), DeviceError> {
         self.desired.address = Some(address);
@@ -87,10 +115,10 @@ impl Device {
             let is_new = changes.contains(&Change::CreateLink);
             for change in changes {
                 self.announce(&change, is_new);
-                match self.netlink.apply(&self.desired.link, index, &change).await {
+                match self.apply(index, &change).await {
                     Ok(()) => made += 1,
                     // Without its device nothing else can succeed; a failing entry must not keep the others out.
-                    Err(e) if device_only(&change) => return Err(e.into()),
+                    Err(e) if device_only(&change) => return Err(e),
                     Err(e) => errors.push(e),
                 }
                 if change == Change::CreateLink {
@@ -100,7 +128,7 @@ impl Device {
             }
         }
         if let Some(error) = errors.into_iter().next() {
-            return Err(error.into());
+            return Err(error);
         }
         let observed = self.netlink.observe(self.name()).await?;
         let left: Vec<Change> = plan(&self.desired, &observed).into_iter().filter(wanted).collect();
@@ -108,6 +136,16 @@ impl Device {
             return Ok(made);
         }
         Err(DeviceError::Unsettled { device: self.name().to_owned(), left: format!("{left:?}") })
+    }
+
+    async fn apply(&self, index: u32, change: &Change) -> Result<(), DeviceError> {
+        let link = &self.desired.link;
+        if (change, &link.kind) == (&Change::CreateLink, &KindSpec::Tap) {
+            // Persistent, so it stays when this is dropped.
+            tap::open(&link.name, 1)?;
+            return Ok(());
+        }
+        Ok(self.netlink.apply(link, index, change).await?)
     }
 
     fn announce(&self, change: &Change, is_new: bool) {

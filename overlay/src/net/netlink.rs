@@ -171,6 +171,16 @@ impl Netlink {
         })
     }
 
+    /// Whether an interface has this address.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn has_address(&self, address: Ipv4Addr) -> Result<bool, NetlinkError> {
+        let request = self.handle.address().get().set_address_filter(IpAddr::V4(address)).execute();
+        let found: Vec<AddressMessage> = request.try_collect().await.map_err(failed("list addresses"))?;
+        Ok(!found.is_empty())
+    }
+
     /// The device called `name`, if there is one.
     ///
     /// # Errors

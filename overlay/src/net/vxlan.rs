@@ -1,11 +1,14 @@
 //! The kernel's VXLAN device as a [`DataPath`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tracing::info;
 
 use super::device::{Device, DeviceError, inner_mtu};
 use super::netlink::Netlink;
+use super::view::View;
+use crate::datapath::status::{Kind, Source};
 use crate::datapath::{DataPath, Peer};
 use crate::iface::External;
 use crate::plan::{KindSpec, LinkSpec, VxlanSpec};
@@ -19,6 +22,7 @@ pub struct KernelVxlan {
     options: VxlanSpec,
     /// Name of the external interface. One that is made anew has another index, and took our device with it.
     parent: String,
+    view: Arc<View>,
 }
 
 impl KernelVxlan {
@@ -49,7 +53,14 @@ impl KernelVxlan {
             mac: VtepMac::locally_administered(random),
         };
         let device = Device::open(netlink, link).await?;
-        Ok(Self { device, options, parent: external.name.clone() })
+        let link = &device.desired.link;
+        let view = View::new(Kind::Kernel, link, config.vni, config.udp_port(), external.address);
+        Ok(Self { device, options, parent: external.name.clone(), view: Arc::new(view) })
+    }
+
+    /// The view of it that the status server has.
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.view) as Arc<dyn Source>
     }
 
     /// By its index as long as that lives, so that renaming it is no matter; then by its name.
@@ -83,6 +94,7 @@ impl DataPath for KernelVxlan {
     }
 
     async fn configure(&mut self, own: Subnet) -> Result<(), DeviceError> {
+        self.view.set_subnet(own);
         self.find_parent().await?;
         self.device.address(own.base()).await
     }
@@ -90,6 +102,7 @@ impl DataPath for KernelVxlan {
     async fn sync(&mut self, peers: &BTreeMap<Subnet, Peer>) -> Result<usize, DeviceError> {
         self.find_parent().await?;
         self.device.desired.peers.clone_from(peers);
+        self.view.set_peers(peers.len());
         self.device.settle(|_| true).await
     }
 }

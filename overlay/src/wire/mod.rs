@@ -4,6 +4,7 @@
 
 pub mod env;
 mod gojson;
+pub mod handover;
 pub mod lease;
 pub mod netconf;
 pub mod vxlan;

@@ -51,6 +51,16 @@ pub struct VxlanConfig {
     pub datapath: Option<DatapathChoice>,
 }
 
+impl VxlanConfig {
+    /// Linux's port for VXLAN where the config names none (IANA's is 4789).
+    pub const DEFAULT_PORT: u16 = 8472;
+
+    /// The UDP port that this comes to.
+    pub fn udp_port(&self) -> u16 {
+        self.port.unwrap_or(Self::DEFAULT_PORT)
+    }
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
