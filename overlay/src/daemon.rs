@@ -1,8 +1,8 @@
 //! The daemon: puts the parts together, in flannel's order, and decides when to stop.
 //!
-//! External interface and public address; network config, waited for; device; lease; the device's address; packet
-//! filter rules; `subnet.env`; peers; READY. Then one loop that renews the lease, follows the other leases and puts
-//! right what changed under our feet.
+//! External interface and public address; what the rust data path carried before; network config, waited for; device;
+//! lease; the device's address; packet filter rules; `subnet.env`; status socket; peers; READY. Then one loop that
+//! renews the lease, follows the other leases and puts right what changed under our feet.
 //!
 //! Nothing is torn down at exit: device, routes, rules, `subnet.env` and lease stay, so that a restart disturbs no
 //! traffic. Departures from flannel v0.10: a lost lease is a failure (exit 1, flannel: 0), a `subnet.env` that cannot
@@ -23,15 +23,18 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::datapath::DataPath;
+use crate::datapath::status::server::{Status, StatusError};
+use crate::file::write_atomically;
 use crate::health::Health;
 use crate::iface::{self, External, InterfaceError};
 use crate::lease::{Keeper, LeaseError, Loss, Settings};
 use crate::masq::Wanted;
 use crate::net::DeviceError;
+use crate::net::carrier::Carrier;
 use crate::net::firewall::Firewall;
 use crate::net::netlink::{self, Netlink, NetlinkError};
 use crate::net::sysctl;
-use crate::net::vxlan::KernelVxlan;
+use crate::net::tap::Local;
 use crate::probe::{self, Identity};
 use crate::registry::{Complaint, Registry, RegistryError};
 use crate::run::{self, Node};
@@ -87,6 +90,9 @@ pub enum DaemonError {
         /// Why not.
         error: std::io::Error,
     },
+    /// The status server cannot listen.
+    #[error("flag -status-socket: {0}")]
+    Status(#[from] StatusError),
     /// Signals cannot be caught.
     #[error("signal handler: {0}")]
     Signal(std::io::Error),
@@ -143,6 +149,11 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     } else {
         info!("Defaulting external address to interface address ({public_ip})");
     }
+    let local = Local {
+        options: config.datapath.clone(),
+        handover: config.subnet_file.with_file_name("overlayd.handover.json"),
+    };
+    let resumed = Carrier::resume(&netlink, &external, &local).await;
     let registry = Registry::new(client(&config)?, &config.prefix);
     let previous = previous(&config.subnet_file);
     let (ready, is_ready) = watch::channel(false);
@@ -156,7 +167,7 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     info!(network = %network.network, "using network config");
     warn_of_overlaps(&netlink, &network, &external).await?;
     let Backend::Vxlan(vxlan) = &network.backend;
-    let mut datapath = KernelVxlan::open(netlink, vxlan, &external, rand::random()).await?;
+    let mut datapath = Carrier::open(netlink, vxlan, &external, local, rand::random(), resumed).await?;
 
     let settings = Settings {
         value: LeaseValue::vxlan(public_ip, datapath.mac()),
@@ -191,6 +202,12 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     write_atomically(&config.subnet_file, &env.render())
         .map_err(|error| DaemonError::SubnetFile { path: config.subnet_file.clone(), error })?;
     info!(file = %config.subnet_file.display(), "Wrote subnet file to {}", config.subnet_file.display());
+
+    // Dropped with everything else, and its socket with it.
+    let _status = match &config.status_socket {
+        Some(path) => Some(Status::bind(path)?.serve(datapath.source())),
+        None => None,
+    };
 
     let (updates, received) = mpsc::channel(256);
     tasks.spawn(registry.clone().watch(updates));
@@ -299,18 +316,6 @@ async fn warn_of_overlaps(
         }
     }
     Ok(())
-}
-
-/// Writes beside the file and renames, so that a reader sees the old or the new text, never half of it.
-fn write_atomically(file: &Path, text: &str) -> std::io::Result<()> {
-    let dir = file.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = file.file_name().ok_or_else(|| std::io::Error::other("is not a file name"))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    let beside = dir.join(hidden);
-    std::fs::create_dir_all(dir)?;
-    std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, file)
 }
 
 /// The subnet and public address of a host, for the log.

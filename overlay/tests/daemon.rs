@@ -330,6 +330,58 @@ fn the_device_is_repaired_and_an_earlier_one_adopted() {
 }
 
 #[test]
+fn hosts_of_both_data_paths_share_a_network_and_a_restart_is_short() {
+    let mut hosts = Hosts::new(CONFIG);
+    let (first, a) = hosts.ready(0, &["-datapath", "rust"]);
+    let (_second, b) = hosts.ready(1, &["-datapath=kernel"]);
+    assert!(first.log().contains("data path rust (rust was asked for)"), "{}", first.log());
+    let peers = || (hosts.routes(0), hosts.neighbours(0), hosts.fdb(0));
+    eventually("peer", SOON, || (hosts.routes(0).len() == 1).then_some(()));
+    assert_eq!(hosts.routes(0), [format!("{b}/24 via {b} onlink")]);
+    hosts.ping(0, &b);
+    hosts.ping(1, &a);
+
+    // What it says of itself, to root only.
+    let socket = hosts.dir.path().join("run0/overlayd.sock");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&socket.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let socket = socket.to_str().unwrap();
+    let report = || hosts.exec(0, &["curl", "-s", "--unix-socket", socket, "http://overlayd/v1/datapath"]);
+    for words in [r#""datapath":"rust""#, r#""device":"flannel.1""#, r#""peers":1"#, r#""running":true"#] {
+        assert!(report().contains(words), "{words}: {}", report());
+    }
+
+    // A restart while the other side sends a packet every 10 ms: at most a second of them is lost.
+    let (device, mac, before) = (hosts.ip(0, &["-o", "link", "show", "flannel.1"]), hosts.mac(0), peers());
+    let stream = hosts.background_ping(1, &a, 500);
+    let mut first = first;
+    first.signal("-TERM");
+    assert_eq!(first.exit_code(), 0);
+    let (mut first, again) = hosts.ready(0, &["-datapath", "rust"]);
+    let received = stream.received();
+    eprintln!("restart: {received} of 500 echoes at intervals of 10 ms came back");
+    assert!(received >= 400, "{received} of 500\n{}", first.log());
+    assert!(first.log().contains("carrying packets for the 1 peers of the earlier run"), "{}", first.log());
+    assert_eq!((again, hosts.mac(0)), (a.clone(), mac));
+    let index = |text: &str| text.split(':').next().map(str::to_owned);
+    assert_eq!(index(&hosts.ip(0, &["-o", "link", "show", "flannel.1"])), index(&device));
+    assert_eq!(peers(), before);
+
+    // The store is away and the process is killed: the next one carries packets before it knows a thing.
+    hosts.stop_etcd();
+    first.signal("-KILL");
+    first.child.wait().unwrap();
+    let first = hosts.overlayd(0, &["-datapath", "rust"], &[]);
+    eventually("carrying on", SOON, || first.log().contains("carrying packets").then_some(()));
+    hosts.ping(1, &a);
+    hosts.start_etcd();
+    eventually("readiness", Duration::from_secs(10), || {
+        first.log().contains(": ready subnet=").then_some(())
+    });
+    hosts.ping(1, &a);
+}
+
+#[test]
 fn a_store_made_anew_is_noticed_and_the_subnet_leased_again() {
     let mut hosts = Hosts::new(CONFIG);
     // Far ahead of where the new store will be.

@@ -247,8 +247,44 @@ impl Hosts {
         self.listed(host, &["bridge", "fdb", "show", "dev", "flannel.1"])
     }
 
+    /// Starts to send `count` echo requests at intervals of 10 ms.
+    pub(crate) fn background_ping(&self, host: usize, to: &str, count: u32) -> Ping {
+        let log = self.dir.path().join(format!("ping{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let count = count.to_string();
+        let args = [
+            "ip",
+            "netns",
+            "exec",
+            &self.names[host],
+            "ping",
+            "-q",
+            "-i",
+            "0.01",
+            "-W",
+            "1",
+            "-c",
+            &count,
+            to,
+        ];
+        Ping(Process::spawn(&args, &[], &log))
+    }
+
     pub(crate) fn ping(&self, host: usize, to: &str) {
         self.exec(host, &["ping", "-c", "1", "-W", "2", to]);
+    }
+}
+
+/// A ping at work.
+pub(crate) struct Ping(Process);
+
+impl Ping {
+    /// Waits for its end and returns how many answers came.
+    pub(crate) fn received(mut self) -> u32 {
+        eventually("end of the ping", Duration::from_secs(60), || self.0.child.try_wait().unwrap());
+        let log = self.0.log();
+        let words: Vec<&str> = log.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == "received,").unwrap_or_else(|| panic!("{log}"));
+        words[at - 1].parse().unwrap()
     }
 }
 
