@@ -9,12 +9,13 @@ use clap::Args;
 use serde_json::json;
 use weft_tests::cluster::Server;
 use weft_tests::fabric::{Container, Fabric, ping};
+use weft_tests::flows::Path;
 use weft_tests::programs;
 use weft_tests::stage::{Stage, Unit};
 use weft_tests::wait::wait_for;
 
 use crate::report::{Machine, Report, median};
-use crate::traffic::{self, Path};
+use crate::traffic;
 
 /// flannel's MTU on an underlay of 1500.
 const MTU: u32 = 1450;

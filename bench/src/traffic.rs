@@ -1,25 +1,14 @@
 //! Traffic between two namespaces by the usual tools: iperf3 and ping.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weft_tests::command;
+use weft_tests::flows::Path;
 use weft_tests::ns::Namespace;
 use weft_tests::process::Process;
 use weft_tests::programs;
-
-/// From where to where.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Path<'a> {
-    /// The sender.
-    pub(crate) from: &'a Namespace,
-    /// The receiver.
-    pub(crate) to: &'a Namespace,
-    /// The receiver's address.
-    pub(crate) address: Ipv4Addr,
-}
 
 /// What TCP carried, as the receiver counted it.
 #[derive(Debug, Clone, Copy)]

@@ -17,6 +17,7 @@
 //! | [`cluster`] | three members of our store or of Debian's etcd |
 //! | [`tutorial`], [`systemd`] | the hand-installation guide's files, and what systemd would run for them |
 //! | [`nodes`] | overlay nodes with any flags and one store, for the data path's tests and measurements |
+//! | [`flows`], [`vxlan`] | traffic whose every byte is checked; VXLAN made by hand |
 //! | [`stage`] | the guide's three hosts, brought up step by step |
 //! | [`flannel`] | what flanneld leaves on a host, checked |
 //! | [`docker`] | a `dockerd` of its own in a namespace |
@@ -29,6 +30,7 @@ pub mod demo;
 pub mod docker;
 pub mod fabric;
 pub mod flannel;
+pub mod flows;
 pub mod http;
 pub mod nodes;
 pub mod notify;
@@ -39,4 +41,5 @@ pub mod stage;
 pub mod systemd;
 pub mod tutorial;
 pub mod v2;
+pub mod vxlan;
 pub mod wait;

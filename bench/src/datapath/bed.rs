@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use weft_tests::fabric::{Container, Fabric, ping};
+use weft_tests::flows::Path;
 use weft_tests::nodes::{Node, Overlay, overlayd_knows};
 use weft_tests::wait::wait_for;
 
 use super::metric::{FLANNEL_UDP_GBIT_PER_SECOND, Measurement, Side};
 use super::{cpu, pingpong};
-use crate::traffic::{self, Path};
+use crate::traffic;
 
 /// The hosts: the kernel pair, then the Rust pair.
 pub(super) const HOSTS: [Ipv4Addr; 4] = [

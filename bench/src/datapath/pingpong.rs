@@ -7,9 +7,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use weft_tests::flows::Path;
 use weft_tests::wait::wait_for;
-
-use crate::traffic::Path;
 
 /// Rounds in this time do not count.
 const WARM_UP: Duration = Duration::from_millis(200);
