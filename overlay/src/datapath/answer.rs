@@ -75,7 +75,7 @@ const SOLICITED_OVERRIDE: u8 = 0x60;
 const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 
-/// The rules of validity are those of RFC 4861 section 7.1.1. A solicitation behind extension headers is left alone.
+/// The rules of validity are those of RFC 4861 section 7.1.1; a multicast target is no VTEP's. A solicitation behind extension headers is left alone.
 fn neighbour(frame: &[u8], layout: &Frame, table: &Table, own: VtepMac, out: &mut Vec<u8>) -> Option<()> {
     let (header, message) =
         frame.get(layout.network_at..layout.end)?.split_first_chunk::<IPV6_HEADER_BYTES>()?;
@@ -84,8 +84,8 @@ fn neighbour(frame: &[u8], layout: &Frame, table: &Table, own: VtepMac, out: &mu
     }
     let (source, destination) = (octets::<16>(header, 8)?, octets::<16>(header, 24)?);
     let target = octets::<16>(message, 8)?;
-    if !is_host_v6(source) || Ipv6Addr::from(target).is_multicast() {
-        return None; // without a source it is a probe
+    if !is_host_v6(source) {
+        return None; // without one it is a probe
     }
     let length = u32::try_from(message.len()).ok()?;
     if pseudo_v6(source, destination, ICMPV6, length).add(message).fold() != 0xffff {

@@ -225,6 +225,7 @@ fn other_neighbour_discovery_is_not_answered() {
         ("for ourselves", solicitation(ll(OWN), &SLLA)),
         ("for nobody", solicitation(ll([2, 0, 0, 0, 0, 3]), &SLLA)),
         ("option of length zero", solicitation(target, &[1, 0, 2, 0, 0, 0, 0, 1])),
+        ("unknown option of length zero", solicitation(target, &[14, 0, 2, 0, 0, 0, 0, 1])),
         ("option longer than the message", solicitation(target, &[1, 2, 2, 0, 0, 0, 0, 1])),
         ("half an option", solicitation(target, &[1])),
         ("hardware address of a group given", solicitation(target, &[1, 1, 0xff, 0, 0, 0, 0, 1])),
