@@ -225,14 +225,16 @@ fn ethernet(frame: &[u8]) -> Option<(u16, usize)> {
     Some((be16(frame, at - 2), at))
 }
 
-/// Spreads well enough over a few sockets; not meant to resist somebody who wants collisions.
+/// Spreads well enough over a few sockets; not meant to resist somebody who wants collisions. A product carries only
+/// upwards, so what differs in the high bits is folded down after each.
 fn hash(seed: u32, bytes: &[u8]) -> u32 {
     let mut state = u64::from(seed) ^ 0x9e37_79b9_7f4a_7c15;
     for chunk in bytes.chunks_exact(4) {
-        state = (state ^ u64::from(be32(chunk, 0))).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(29);
+        state = (state ^ u64::from(be32(chunk, 0))).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        state ^= state >> 32;
     }
     #[allow(clippy::cast_possible_truncation, reason = "the high half of a hash")]
-    let high = (state >> 32) as u32;
+    let high = (state.wrapping_mul(0xc4ce_b9fe_1a85_ec53) >> 32) as u32;
     high
 }
 

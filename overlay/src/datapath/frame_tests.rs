@@ -35,6 +35,26 @@ fn all_fragments_of_a_datagram_are_one_flow() {
 }
 
 #[test]
+fn flows_that_differ_in_any_one_field_spread_over_few_and_many_sockets() {
+    // Offsets of a byte of: source and destination MAC, addresses, ports.
+    for at in [0, 5, 6, 11, 26, 27, 28, 29, 30, 33, 34, 35, 36, 37] {
+        for sockets in [2, 3, 8, 16u32] {
+            let mut used = vec![0u32; sockets as usize];
+            for value in 0..=u8::MAX {
+                let mut frame = udp(b"hi");
+                frame[at] = value;
+                if at < 14 {
+                    frame[12] = 0x99; // of what is not IP, the hardware addresses are the flow
+                }
+                used[(Frame::parse(&frame).unwrap().flow % sockets) as usize] += 1;
+            }
+            let mean = 256 / sockets;
+            assert!(used.iter().all(|n| (mean / 3..mean * 2).contains(n)), "byte {at}: {used:?}");
+        }
+    }
+}
+
+#[test]
 fn lengths_that_contradict_the_frame_make_it_opaque() {
     for (at, value) in [(16, 2000), (16, 10), (14, 0x4f00), (14, 0x6500)] {
         let mut frame = udp(b"hi");
@@ -46,7 +66,7 @@ fn lengths_that_contradict_the_frame_make_it_opaque() {
 
 proptest! {
     #[test]
-    fn noise_gives_offsets_inside_the_frame(mut frame in prop::collection::vec(any::<u8>(), 0..200), kind in 0..6) {
+    fn noise_gives_offsets_inside_the_frame(mut frame in prop::collection::vec(any::<u8>(), 0..200), kind in 0usize..6) {
         if frame.len() > 20 {
             let (ethertype, first) = [(0x0800, 0x45), (0x86dd, 0x60), (0x8100, 0), (0x88a8, 0), (0x0800, 0x4f), (0, 0)][kind];
             put16(&mut frame, 12, ethertype);
