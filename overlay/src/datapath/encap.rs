@@ -10,8 +10,6 @@
 //! its source port tells receivers and routers the flows apart (RFC 7348 section 5), and packets of a flow stay in
 //! order.
 
-use std::net::Ipv4Addr;
-
 use super::answer::{self, Answered};
 use super::checksum::Sum;
 use super::counters::Drop;
@@ -27,12 +25,13 @@ use crate::wire::vxlan;
 pub const BUFFER_BYTES: usize = VNET_BYTES + 22 + 65_535;
 /// The most that one send takes over IPv4: the longest UDP payload. IPv6 would take 20 bytes more.
 const SEND_BYTES: usize = 65_507;
-/// The smallest segment a super-frame may be cut into, as the kernel's `TCP_MIN_SND_MSS`; it bounds the segments.
-const SEGMENT_MIN_BYTES: usize = 48;
+/// Segments of one super-frame: what the longest one makes at the kernel's `TCP_MIN_SND_MSS` of 48 bytes. UDP's may be
+/// shorter, but there the kernel allows 128 of them (`UDP_MAX_SEGMENTS`).
+const SEGMENTS_MAX: usize = 65_535 / 48;
 /// Headers of a super-frame, in bytes. Longer ones do not occur; IPv6 extension headers would have to be many.
 const HEADERS_MAX_BYTES: usize = 256;
 /// What the headers of one super-frame take in the arena at most.
-const ARENA_WORST_BYTES: usize = 65_535 / SEGMENT_MIN_BYTES * (HEADERS_MAX_BYTES + vxlan::HEADER_BYTES);
+const ARENA_WORST_BYTES: usize = SEGMENTS_MAX * (HEADERS_MAX_BYTES + vxlan::HEADER_BYTES);
 const ARENA_BYTES: usize = ARENA_WORST_BYTES + 64 * 1024;
 /// Sends looked back at to find one to append to.
 const LOOK_BACK: usize = 16;
@@ -46,8 +45,6 @@ pub struct EncapSettings {
     pub mtu: Mtu,
     /// The device's hardware address: where answers come from.
     pub mac: VtepMac,
-    /// The device's address: where ICMP errors come from.
-    pub own4: Ipv4Addr,
     /// Transmit sockets to spread flows over, at least 1.
     pub sockets: u32,
     /// Datagrams that one send may carry: 64 with `UDP_SEGMENT`, 1 without.
@@ -157,21 +154,22 @@ impl Encap {
         let Some(peer) = table.by_mac(mac) else { return Pushed::Dropped(Drop::UnknownDestination) };
         let way = Way { peer, socket: layout.flow % self.settings.sockets, ecn: outer_ecn(layout.tos) };
         if vnet.gso == Gso::None || layout.payload_bytes() == 0 {
-            self.single(&vnet, &layout, (head, frame), index, way)
+            self.single(table, &vnet, &layout, (head, frame), index, way)
         } else {
-            self.super_frame(&vnet, &layout, frame, index, way)
+            self.super_frame(table, &vnet, &layout, frame, index, way)
         }
     }
 
     fn single(
         &mut self,
+        table: &Table,
         vnet: &Vnet,
         layout: &Frame,
         (head, frame): (&mut [u8; VNET_BYTES], &mut [u8]),
         index: u32,
         way: Way,
     ) -> Pushed {
-        if layout.network_bytes() > usize::from(self.settings.mtu.get()) && self.signal(frame) {
+        if layout.network_bytes() > usize::from(self.settings.mtu.get()) && self.signal(table, way, frame) {
             return Pushed::TooBig;
         }
         if frame.len() + vxlan::HEADER_BYTES > SEND_BYTES {
@@ -187,7 +185,15 @@ impl Encap {
         Pushed::Queued
     }
 
-    fn super_frame(&mut self, vnet: &Vnet, layout: &Frame, frame: &[u8], index: u32, way: Way) -> Pushed {
+    fn super_frame(
+        &mut self,
+        table: &Table,
+        vnet: &Vnet,
+        layout: &Frame,
+        frame: &[u8],
+        index: u32,
+        way: Way,
+    ) -> Pushed {
         let kind = matches!(
             (vnet.gso, layout.network, layout.transport),
             (Gso::TcpV4, Network::V4, Transport::Tcp)
@@ -199,14 +205,17 @@ impl Encap {
             return Pushed::Dropped(Drop::UnknownGso);
         }
         let payload = &frame[layout.payload_at..layout.end];
-        if size < SEGMENT_MIN_BYTES && payload.len() / size > 65_535 / SEGMENT_MIN_BYTES {
+        if payload.len().div_ceil(size) > SEGMENTS_MAX {
             return Pushed::Dropped(Drop::UnknownGso);
         }
         let on_the_wire = layout.payload_at - layout.network_at + size.min(payload.len());
-        if on_the_wire > usize::from(self.settings.mtu.get()) && self.signal(frame) {
+        if on_the_wire > usize::from(self.settings.mtu.get()) && self.signal(table, way, frame) {
             return Pushed::TooBig;
         }
         let headers = &frame[..layout.payload_at];
+        if vxlan::HEADER_BYTES + headers.len() + size.min(payload.len()) > SEND_BYTES {
+            return Pushed::Dropped(Drop::TooBig);
+        }
         for (n, part) in payload.chunks(size).enumerate() {
             let cut = Cut { index: n, offset: n * size, last: n * size + part.len() == payload.len() };
             let (at, written) = self.pieces.store(&[&self.header, headers]);
@@ -250,9 +259,11 @@ impl Encap {
         }
     }
 
-    fn signal(&mut self, frame: &[u8]) -> bool {
+    /// The error comes from the peer's VTEP, which would be the next hop: from one of its own addresses the host would
+    /// not take it.
+    fn signal(&mut self, table: &Table, way: Way, frame: &[u8]) -> bool {
         let Self { settings, reply, .. } = self;
-        answer::too_big(frame, settings.mtu.get(), settings.mac, settings.own4, reply)
+        answer::too_big(frame, settings.mtu.get(), settings.mac, table.entry(way.peer).vtep4, reply)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -35,8 +34,6 @@ pub struct Settings {
     pub mac: VtepMac,
     /// The device's MTU.
     pub mtu: Mtu,
-    /// The device's address, where ICMP errors come from.
-    pub own4: Ipv4Addr,
     /// The most time a worker looks for packets before it sleeps; zero means never.
     pub spin: Duration,
     /// CPUs for the workers in turn; empty leaves them to the scheduler.
@@ -104,7 +101,6 @@ impl Engine {
                 vni: settings.vni,
                 mtu: settings.mtu,
                 mac: settings.mac,
-                own4: settings.own4,
                 sockets: u32::try_from(queue.sockets.transmit.len()).unwrap_or(1).max(1),
                 segments: if settings.cut_sends { SEGMENTS } else { 1 },
             };

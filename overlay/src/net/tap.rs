@@ -176,7 +176,6 @@ impl RustVxlan {
             port: self.underlay.port,
             mac: self.mac(),
             mtu: self.mtu(),
-            own4: own.base(),
             spin: options.spin,
             cpus: options.cpus.clone(),
             source_check: options.source_check,
