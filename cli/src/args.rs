@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::Path, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{complete::Shell, demo, docker_opts, health, ping_mesh, pki, store};
+use crate::{complete::Shell, datapath, demo, docker_opts, health, ping_mesh, pki, store};
 
 /// Store options that stand alone.
 const SWITCHES: &[&str] = &["--no-sync", "--debug"];
@@ -75,6 +75,7 @@ pub(crate) enum Command {
     Key(store::KeyCommand),
     Member(store::MemberArgs),
     DockerOpts(docker_opts::DockerOptsArgs),
+    Overlay(datapath::OverlayArgs),
     /// Certificates for the cluster: a whole set in one command, or cfssl's own files
     #[command(subcommand)]
     Pki(pki::PkiCommand),

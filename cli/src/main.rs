@@ -3,6 +3,7 @@
 mod args;
 mod complete;
 mod connect;
+mod datapath;
 mod demo;
 mod docker_opts;
 mod exit;
@@ -65,6 +66,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Member(args) => ended(with_runtime(args.store.debug, store::run_member(&args, &mut out))?)?,
         Command::DockerOpts(args) => docker_opts::run(&args)?,
+        Command::Overlay(args) => with_runtime(false, datapath::run(&args, &mut out, &mut err))??,
         Command::Pki(command) => return pki::run(command),
         Command::Demo(args) => return demo::run(args),
         Command::Completions { shell } => {

@@ -190,7 +190,7 @@ pub struct Scanner {
     begun: bool,
     /// Frames seen.
     pub packets: u64,
-    /// Frames missing, as the end says; 0 before that.
+    /// Frames missing between those seen, and once the end is there, after them.
     pub missing: u64,
     /// Whether the block that ends a capture was there.
     pub complete: bool,
@@ -241,9 +241,17 @@ impl Scanner {
         self.begun = true;
         let block = &self.pending[at..at + length];
         match number(block, 0) {
-            Some(ENHANCED_PACKET) => self.packets += 1,
+            Some(ENHANCED_PACKET) => {
+                self.packets += 1;
+                let kept =
+                    number(block, 20).and_then(|kept| usize::try_from(kept).ok()).unwrap_or(usize::MAX);
+                let options = kept.checked_next_multiple_of(4).and_then(|kept| kept.checked_add(28));
+                let missing = options.and_then(|at| value(block.get(at..length - 4)?, option::EPB_DROPCOUNT));
+                self.missing = self.missing.saturating_add(missing.unwrap_or(0));
+            }
             Some(INTERFACE_STATISTICS) => {
-                self.missing = block.get(20..length - 4).and_then(dropped).unwrap_or(0);
+                let missing = block.get(20..length - 4).and_then(|it| value(it, option::ISB_IFDROP));
+                self.missing = missing.unwrap_or(self.missing);
                 self.complete = true;
             }
             _ => {}
@@ -255,16 +263,16 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().copied().map(u32::from_le_bytes)
 }
 
-/// The value of `isb_ifdrop` among options.
-fn dropped(mut options: &[u8]) -> Option<u64> {
+/// The value of an option of 8 bytes.
+fn value(mut options: &[u8], wanted: u16) -> Option<u64> {
     loop {
         let (head, rest) = options.split_first_chunk::<4>()?;
-        let (code, length) =
-            (u16::from_le_bytes([head[0], head[1]]), u16::from_le_bytes([head[2], head[3]]).into());
-        if code == option::ISB_IFDROP && length == 8 {
+        let code = u16::from_le_bytes([head[0], head[1]]);
+        let length = usize::from(u16::from_le_bytes([head[2], head[3]]));
+        if code == wanted && length == 8 {
             return rest.first_chunk().copied().map(u64::from_le_bytes);
         }
-        options = rest.get(usize::next_multiple_of(length, 4)..)?;
+        options = rest.get(length.next_multiple_of(4)..)?;
     }
 }
 
@@ -318,6 +326,9 @@ mod tests {
         scanner.feed(&small(), &mut out).unwrap();
         assert_eq!((scanner.packets, scanner.missing, scanner.complete), (2, 11, true));
         assert_eq!(out, small());
+        let mut broken_off = Scanner::default();
+        broken_off.feed(&small()[..216], &mut Vec::new()).unwrap();
+        assert_eq!((broken_off.packets, broken_off.missing, broken_off.complete), (2, 7, false));
     }
 
     #[test]

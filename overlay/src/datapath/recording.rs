@@ -98,6 +98,15 @@ impl Limits {
         Ok(Self::from(std::array::from_fn(|_| given.next().unwrap_or_default())))
     }
 
+    /// Reads one value, by its name in a query.
+    ///
+    /// # Errors
+    /// As [`Limits::parse`].
+    pub fn value(name: &str, value: &str) -> Result<u64, LimitError> {
+        let unknown = || LimitError::Unknown(name.to_owned());
+        LIMITS.iter().find(|limit| limit.name == name).ok_or_else(unknown)?.parse(value)
+    }
+
     /// The query that [`Limits::parse`] reads.
     pub fn query(self) -> String {
         let Self { packets, bytes, seconds, snaplen } = self;
