@@ -5,12 +5,14 @@
 //! out itself what to change, so repeating a call is harmless and repairs what others broke.
 
 mod abi;
+pub mod answer;
 pub mod capture;
 pub mod checksum;
 pub mod counters;
 pub mod holder;
 pub mod pcapng;
 pub mod recording;
+pub mod selftest;
 pub mod socket;
 mod split;
 mod sys;
@@ -19,6 +21,23 @@ pub mod table;
 pub mod tap;
 pub mod vnet;
 pub mod wait;
+mod assemble;
+mod coalesce;
+pub mod decap;
+pub mod encap;
+pub mod engine;
+pub mod frame;
+pub mod io;
+mod outbox;
+pub mod pieces;
+pub mod segment;
+mod spin;
+mod worker;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "../../tests/packets/mod.rs"]
+mod packets;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -16,6 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::holder::{self, Holder};
+use super::pieces::recycle;
 use super::split::Pieces;
 use super::sys;
 
@@ -217,12 +218,6 @@ impl Transmit {
         self.slices = recycle(slices);
         (done, error)
     }
-}
-
-/// Empties a list for slices of another lifetime. The standard library collects into the same memory.
-fn recycle<'b>(mut slices: Vec<IoSlice<'_>>) -> Vec<IoSlice<'b>> {
-    slices.clear();
-    slices.into_iter().map(|_| IoSlice::new(&[])).collect()
 }
 
 impl AsFd for Transmit {

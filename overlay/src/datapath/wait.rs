@@ -76,6 +76,18 @@ pub fn wait(
     Ok(Ready { tap: any(&files[0]), socket: any(&files[1]), woken: any(&files[2]) })
 }
 
+/// Sleeps until one of the files can be read, or `timeout` is over.
+///
+/// # Errors
+/// As [`wait`].
+pub(super) fn readable(files: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
+    let mut files: Vec<PollFd<'_>> = files.iter().map(|file| PollFd::new(*file, PollFlags::POLLIN)).collect();
+    match ppoll(&mut files, Some(timeout.into()), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Keeps the calling thread on one CPU, counted from 0.
 ///
 /// # Errors
