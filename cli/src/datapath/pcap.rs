@@ -147,7 +147,10 @@ async fn copy(stream: &mut CaptureStream, out: &mut (dyn Write + Send)) -> (Scan
         let outcome = match piece {
             None if scanner.complete => break Ok(End::Limit),
             None => break Ok(End::Broken("overlayd ended the capture early: see its log".to_owned())),
-            Some(Err(error)) => break Ok(End::Broken(format!("the capture broke off: {error}"))),
+            Some(Err(error)) => {
+                let why = "overlayd has ended, or has waited too long for this reader";
+                break Ok(End::Broken(format!("the capture broke off ({why}): {error}")));
+            }
             Some(Ok(piece)) => scanner.feed(&piece, &mut blocks),
         };
         bytes += blocks.len() as u64;

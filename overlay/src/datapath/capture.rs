@@ -24,7 +24,7 @@ pub use super::pcapng::Direction;
 const QUEUE_FRAMES: usize = 16_384;
 
 /// Bytes of frames that may wait for the reader. That much memory is used only when the reader is so late.
-const QUEUE_BYTES: usize = 16 << 20;
+const QUEUE_BYTES: usize = 8 << 20;
 
 /// Somebody captures already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -53,7 +53,7 @@ pub enum ClientError {
         text: String,
     },
     /// The conversation broke off.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {}", path.display(), chain(&**error))]
     Broken {
         /// The socket.
         path: PathBuf,
@@ -68,6 +68,17 @@ pub enum ClientError {
         /// Why not.
         error: serde_json::Error,
     },
+}
+
+/// An error and what it comes from; hyper's say little alone.
+fn chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
 }
 
 /// Asks one overlayd. Each question is a connection of its own.
