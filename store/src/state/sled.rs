@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sled::{Batch, Db, Mode};
+use sled::{Batch, Db, IVec, Mode};
 
 use super::{Delta, Identity, StateError, StateStore};
 use crate::machine::{Machine, Position};
@@ -22,6 +22,9 @@ const KEY_META: &[u8] = b"m";
 const VERSION: u8 = 1;
 /// sled's page cache. The state lives in memory as a tree, so this only serves the writer.
 const CACHE_BYTES: u64 = 2 << 20;
+/// Operations of a batch for which one round of collecting is enough: a round frees up to 512 objects
+/// (crossbeam-epoch: 8 bags of 64), and an operation leaves about 2.
+const OPERATIONS_PER_ROUND: usize = 64;
 
 #[derive(Serialize, Deserialize)]
 struct Meta {
@@ -32,6 +35,39 @@ struct Meta {
     membership: Membership,
     /// Number of nodes stored, so that a missing one does not go unnoticed.
     nodes: u64,
+}
+
+/// A batch that knows how large it is.
+#[derive(Default)]
+struct Writes {
+    batch: Batch,
+    operations: usize,
+}
+
+impl Writes {
+    fn insert(&mut self, key: impl Into<IVec>, value: &impl Serialize) {
+        self.batch.insert(key.into(), encode(value));
+        self.operations += 1;
+    }
+
+    fn remove(&mut self, key: impl Into<IVec>) {
+        self.batch.remove(key.into());
+        self.operations += 1;
+    }
+
+    /// Carries it out in one step, and frees what sled replaced in memory.
+    ///
+    /// sled leaves the old version of every page it touches to crossbeam-epoch, which frees a little at every 128th
+    /// access. A batch is one access, however large: without the rounds here a member whose clients write many keys
+    /// would grow without end.
+    fn apply(self, db: &Db) -> sled::Result<()> {
+        let applied = db.apply_batch(self.batch);
+        // What was left last is free only after the epoch has moved on twice.
+        for _ in 0..self.operations / OPERATIONS_PER_ROUND + 3 {
+            sled::pin().flush();
+        }
+        applied
+    }
 }
 
 /// The image on disk.
@@ -99,15 +135,15 @@ impl StateStore for SledState {
     }
 
     fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
-        let mut batch = Batch::default();
+        let mut batch = Writes::default();
         for key in self.db.iter().keys() {
             batch.remove(key.map_err(self.fail())?);
         }
         for (path, node) in machine.tree.stored_nodes() {
-            batch.insert(node_key(&path), encode(&node));
+            batch.insert(node_key(&path), &node);
         }
         for event in machine.tree.history().iter() {
-            batch.insert(event_key(event.index()), encode(&**event));
+            batch.insert(event_key(event.index()), &**event);
         }
         let meta = Meta {
             version: VERSION,
@@ -117,8 +153,8 @@ impl StateStore for SledState {
             membership: machine.membership.clone(),
             nodes: machine.tree.len() as u64,
         };
-        batch.insert(KEY_META, encode(&meta));
-        self.db.apply_batch(batch).map_err(self.fail())?;
+        batch.insert(KEY_META, &meta);
+        batch.apply(&self.db).map_err(self.fail())?;
         self.identity = Some(identity);
         self.sync()
     }
@@ -132,10 +168,10 @@ impl StateStore for SledState {
             self.read::<Meta>(&meta, "its description")?.identity
         };
         self.identity = Some(identity);
-        let mut batch = Batch::default();
+        let mut batch = Writes::default();
         for (path, node) in &delta.nodes {
             match node {
-                Some(node) => batch.insert(node_key(path), encode(node)),
+                Some(node) => batch.insert(node_key(path), node),
                 None => batch.remove(node_key(path)),
             }
         }
@@ -143,7 +179,7 @@ impl StateStore for SledState {
             batch.remove(item.map_err(self.fail())?);
         }
         for event in &delta.events {
-            batch.insert(event_key(event.index()), encode(event));
+            batch.insert(event_key(event.index()), event);
         }
         let meta = Meta {
             version: VERSION,
@@ -153,8 +189,8 @@ impl StateStore for SledState {
             membership: delta.membership.clone(),
             nodes: delta.len as u64,
         };
-        batch.insert(KEY_META, encode(&meta));
-        self.db.apply_batch(batch).map_err(self.fail())
+        batch.insert(KEY_META, &meta);
+        batch.apply(&self.db).map_err(self.fail())
     }
 
     fn sync(&mut self) -> Result<(), StateError> {

@@ -1,0 +1,51 @@
+//! What writing the image costs in memory. Alone in a process, whose resident memory is then that of the image.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use store::machine::Machine;
+use store::membership::{Member, Membership};
+use store::state::sled::SledState;
+use store::state::{Delta, Identity, StateStore};
+use store::tree::Op;
+
+/// Changed keys per write of the image: as many as ten thousand writes a second change between two of them.
+const KEYS: usize = 32_000;
+/// Writes until the engine has taken what it goes on using.
+const WARM_UP: usize = 3;
+/// Writes that must not take more.
+const WRITES: usize = 4;
+/// What they may take all the same, in KiB: the allocator is not exact. One write's garbage alone is more.
+const ALLOWED_KIB: u64 = 16 << 10;
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn writing_the_image_again_and_again_takes_no_more_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = Member::bootstrap("n1", &["http://localhost:2380".to_owned()], "t");
+    let mut machine = Machine::bootstrap(Membership::bootstrap(vec![member]));
+    let mut state = SledState::open(dir.path()).unwrap();
+    state.replace(Identity { cluster_id: 1, member_id: 2 }, &machine).unwrap();
+    machine.tree.take_dirty();
+    let mut before = 0;
+    for round in 0..WARM_UP + WRITES {
+        let since = machine.tree.index();
+        for n in 0..KEYS {
+            let (path, value) = (format!("/1/d{}/k{n}", n % 64), format!("{round:0128}"));
+            let op = Op::Set { path, dir: false, value, expires_ns: None, refresh: false };
+            machine.tree.apply(&op).unwrap();
+            machine.applied.index += 1;
+        }
+        let delta = Delta::take(&mut machine, since);
+        state.write(&delta).unwrap();
+        if round + 1 == WARM_UP {
+            before = resident_kib();
+        }
+    }
+    let after = resident_kib();
+    assert!(after <= before + ALLOWED_KIB, "{WRITES} writes took it from {before} to {after} KiB");
+}
