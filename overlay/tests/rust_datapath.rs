@@ -123,6 +123,8 @@ fn the_device_is_as_flannel_leaves_it_but_for_its_kind() {
         assert_eq!((report.datapath, report.port, report.subnet, report.peers), (Kind::Rust, 8472, own(), 2));
         let engine = report.engine.unwrap();
         assert!(engine.running && engine.workers.len() == 1, "{engine:?}");
+        let test = engine.features.iter().find(|feature| feature.name == "self_test").unwrap();
+        assert!(test.on, "{test:?}");
         assert_eq!(
             engine.peers.iter().map(|p| p.subnet).collect::<Vec<_>>(),
             peers(2).into_keys().collect::<Vec<_>>()

@@ -20,7 +20,7 @@ pub enum Carrier {
     /// The kernel's VXLAN device.
     Kernel(KernelVxlan),
     /// Our own data path.
-    Rust(RustVxlan),
+    Rust(Box<RustVxlan>),
 }
 
 impl Carrier {
@@ -60,7 +60,7 @@ impl Carrier {
         if rust {
             let vxlan = RustVxlan::open(netlink, config, external, local, random, resumed).await?;
             info!(device = vxlan.device(), "data path rust ({wanted} was asked for)");
-            return Ok(Self::Rust(vxlan));
+            return Ok(Self::Rust(Box::new(vxlan)));
         }
         // Its UDP port is the one that the kernel's device will have.
         drop(resumed);

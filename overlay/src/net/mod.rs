@@ -6,6 +6,7 @@ mod decode;
 mod device;
 pub mod firewall;
 pub mod netlink;
+mod queues;
 pub mod sysctl;
 pub mod tap;
 mod view;

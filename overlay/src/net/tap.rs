@@ -5,7 +5,6 @@
 //! kept in a file ([`crate::wire::handover`]), so that a successor carries packets before it has asked the store.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,18 +12,17 @@ use tracing::{debug, info, warn};
 
 use super::device::{Device, DeviceError, device_only, inner_mtu};
 use super::netlink::Netlink;
+use super::queues::{Opened, Underlay};
 use super::view::{RustView, View};
 use crate::config::DatapathOptions;
-use crate::datapath::engine::{Engine, Queue, Settings};
-use crate::datapath::io::Sockets;
-use crate::datapath::status::{Feature, Kind, Source};
+use crate::datapath::engine::{Engine, Settings};
+use crate::datapath::status::{Kind, Source};
 use crate::datapath::table::Table;
-use crate::datapath::tap::{self, TapOffloads};
-use crate::datapath::{DataPath, Peer, socket};
+use crate::datapath::{DataPath, Peer};
 use crate::file::write_atomically;
 use crate::iface::External;
 use crate::plan::{Desired, KindSpec, KindState, LinkSpec, LinkState};
-use crate::types::{Mtu, Subnet, Vni, VtepMac};
+use crate::types::{Mtu, Subnet, VtepMac};
 use crate::wire::handover::Handover;
 use crate::wire::netconf::VxlanConfig;
 
@@ -35,20 +33,6 @@ pub struct Local {
     pub options: DatapathOptions,
     /// Where the next process finds what we know.
     pub handover: PathBuf,
-}
-
-/// Where outer packets come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Underlay {
-    vni: Vni,
-    port: u16,
-    local: Ipv4Addr,
-}
-
-/// The device's queues and sockets, opened and not yet read.
-struct Opened {
-    queues: Vec<Queue>,
-    offloads: TapOffloads,
 }
 
 /// A `flannel.<VNI>` TAP, what hangs on it, and the engine that carries its packets.
@@ -130,11 +114,12 @@ impl RustVxlan {
         vxlan.handed_over = Some(handover);
         vxlan.publish(&peers);
         let opened = vxlan.open_queues().await;
-        let started = opened.and_then(|opened| vxlan.start(opened, subnet));
-        if let Err(error) = started {
+        // Without a self-test: it would lose what waits, and these queues worked before.
+        if let Err(error) = opened.and_then(|opened| vxlan.start(opened)) {
             warn!(device = vxlan.device(), "packets wait for the store's answer: {error}");
             return None;
         }
+        vxlan.set_subnet(subnet);
         info!(
             device = vxlan.device(),
             peers = peers.len(),
@@ -157,20 +142,14 @@ impl RustVxlan {
 
     /// Opens the queues of the device, which is there, and their sockets.
     async fn open_queues(&mut self) -> Result<Opened, DeviceError> {
-        let Underlay { port, local, .. } = self.underlay;
-        let queues = self.local.options.queues;
-        let (taps, offloads, _) = tap::open(self.device.name(), queues)?;
-        let sockets = socket::open(local, port, queues)?;
+        let opened = Opened::open(self.device.name(), self.underlay, self.local.options.queues)?;
         self.index = self.device.state().await?.map_or(0, |state| state.index);
-        let queues = taps.into_iter().zip(sockets);
-        let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } };
-        Ok(Opened { queues: queues.map(queue).collect(), offloads })
+        Ok(opened)
     }
 
     /// Starts the engine. There is none running.
-    fn start(&mut self, opened: Opened, own: Subnet) -> Result<(), DeviceError> {
+    fn start(&mut self, opened: Opened) -> Result<(), DeviceError> {
         let options = &self.local.options;
-        let features = opened.features();
         let settings = Settings {
             vni: self.underlay.vni,
             port: self.underlay.port,
@@ -180,17 +159,31 @@ impl RustVxlan {
             cpus: options.cpus.clone(),
             source_check: options.source_check,
             cut_sends: opened.cuts_sends(),
-            udp_super_frames: opened.offloads >= TapOffloads::TcpUdp,
+            udp_super_frames: opened.takes_udp(),
         };
+        let features = opened.features();
         let engine = Engine::start(&settings, opened.queues, &self.view.table, &self.view.capture)
             .map_err(DeviceError::Engine)?;
         for feature in &features {
             debug!(device = self.device(), feature = feature.name, on = feature.on, "{}", feature.note);
         }
         self.view.start(engine, features);
-        self.view.view.set_subnet(own);
-        self.own = Some(own);
         Ok(())
+    }
+
+    /// Opens, tests and starts, with the device up and nothing running.
+    async fn begin(&mut self, own: Subnet) -> Result<(), DeviceError> {
+        let mut opened = match self.opened.take() {
+            Some(opened) => opened,
+            None => self.open_queues().await?,
+        };
+        opened.test(self.device.name(), self.underlay, own.base());
+        self.start(opened)
+    }
+
+    fn set_subnet(&mut self, own: Subnet) {
+        self.own = Some(own);
+        self.view.view.set_subnet(own);
     }
 
     /// Starts the engine anew where that is needed; returns how many changes it took.
@@ -202,8 +195,7 @@ impl RustVxlan {
         // The queues go first: what is made anew could not be opened while they exist.
         self.view.stop();
         let changes = self.device.settle(device_only).await?;
-        let opened = self.open_queues().await?;
-        self.start(opened, own)?;
+        self.begin(own).await?;
         Ok(changes + 1)
     }
 
@@ -257,30 +249,6 @@ fn trouble(state: Option<&LinkState>, index: u32, running: bool) -> Option<&'sta
     }
 }
 
-impl Opened {
-    fn cuts_sends(&self) -> bool {
-        self.queues.iter().flat_map(|q| &q.sockets.transmit).all(socket::Transmit::segmentation)
-    }
-
-    /// What there is to say of kernel and device.
-    fn features(&self) -> Vec<Feature> {
-        let receive = self.queues.first().map(|q| &q.sockets.receive);
-        let coalescing = receive.is_some_and(socket::Receive::coalescing);
-        let queue_kib = receive.map_or(0, socket::Receive::queue_bytes) / 1024;
-        let feature = |name, on: bool, without: &str| Feature::new(name, on, if on { "" } else { without });
-        let tap = |name, level, without| feature(name, self.offloads >= level, without);
-        vec![
-            tap("tap_checksum", TapOffloads::Checksum, "the kernel fills in checksums"),
-            tap("tap_tcp", TapOffloads::Tcp, "the kernel cuts TCP into packets"),
-            tap("tap_tcp_ecn", TapOffloads::TcpEcn, "the kernel cuts TCP with CWR into packets"),
-            tap("tap_udp", TapOffloads::TcpUdp, "the kernel cuts UDP into packets (Linux before 6.2)"),
-            feature("udp_segment", self.cuts_sends(), "every datagram is sent by itself"),
-            feature("udp_gro", coalescing, "every datagram is received by itself"),
-            Feature::new("receive_queue", true, &format!("{queue_kib} KiB")),
-        ]
-    }
-}
-
 impl Drop for RustVxlan {
     fn drop(&mut self) {
         // The status server may still hold the view.
@@ -311,15 +279,12 @@ impl DataPath for RustVxlan {
             self.view.stop();
         }
         self.device.address(own.base()).await?;
-        if self.view.is_running() && self.own == Some(own) {
-            return Ok(());
+        self.set_subnet(own);
+        if self.view.is_running() {
+            return Ok(()); // resumed
         }
         self.view.stop();
-        let opened = match self.opened.take() {
-            Some(opened) => opened,
-            None => self.open_queues().await?,
-        };
-        self.start(opened, own)
+        self.begin(own).await
     }
 
     async fn sync(&mut self, peers: &BTreeMap<Subnet, Peer>) -> Result<usize, DeviceError> {

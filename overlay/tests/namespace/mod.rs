@@ -20,7 +20,7 @@ pub(crate) fn in_own_namespace<F: Future<Output = ()>>(body: impl FnOnce() -> F 
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of its own (these tests need root)");
         sh(
-            "ip link add up0 mtu 1600 type veth peer name up1 && ip link set up0 up && ip link set up1 up && ip addr add 10.99.0.2/24 dev up0",
+            "ip link set lo up && ip link add up0 mtu 1600 type veth peer name up1 && ip link set up0 up && ip link set up1 up && ip addr add 10.99.0.2/24 dev up0",
         );
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body());
     });

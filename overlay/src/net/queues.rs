@@ -1,0 +1,106 @@
+//! The device's queues and the underlay's sockets: opened and tested, before the workers have them.
+
+use std::net::Ipv4Addr;
+
+use tracing::{info, warn};
+
+use super::device::DeviceError;
+use crate::datapath::engine::Queue;
+use crate::datapath::io::Sockets;
+use crate::datapath::status::Feature;
+use crate::datapath::tap::{self, TapOffloads};
+use crate::datapath::{selftest, socket};
+use crate::types::Vni;
+
+/// Where outer packets come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Underlay {
+    /// The network.
+    pub(super) vni: Vni,
+    /// UDP port, ours and the peers'.
+    pub(super) port: u16,
+    /// Our address.
+    pub(super) local: Ipv4Addr,
+}
+
+/// What is open and not yet read.
+pub(super) struct Opened {
+    pub(super) queues: Vec<Queue>,
+    offloads: TapOffloads,
+    /// What the self-test said, where there was one.
+    tested: Option<selftest::Report>,
+}
+
+impl Opened {
+    /// Opens the queues of the device, which is there, and their sockets.
+    pub(super) fn open(device: &str, underlay: Underlay, queues: usize) -> Result<Self, DeviceError> {
+        let (taps, offloads, _) = tap::open(device, queues)?;
+        let sockets = socket::open(underlay.local, underlay.port, queues)?;
+        let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } };
+        Ok(Self { queues: taps.into_iter().zip(sockets).map(queue).collect(), offloads, tested: None })
+    }
+
+    /// Sends frames through both sides, and says what comes of it. What does not work then is no reason to stay away: a
+    /// packet filter may let pass what comes from others. The device is up and has `address`.
+    pub(super) fn test(&mut self, device: &str, underlay: Underlay, address: Ipv4Addr) {
+        let setup = selftest::Setup {
+            vni: underlay.vni,
+            local: underlay.local.into(),
+            port: underlay.port,
+            device,
+            address,
+            nonce: rand::random(),
+        };
+        let report = selftest::run(&setup, &mut self.queues);
+        if report.is_good() {
+            info!(device, "self-test: {report}");
+        } else {
+            warn!(device, "self-test: {report}");
+        }
+        self.tested = Some(report);
+    }
+
+    /// What the test found of a side that works; `None` without a test, or where that side failed it.
+    fn underlay(&self) -> Option<selftest::Underlay> {
+        self.tested.as_ref().and_then(|report| report.underlay.as_ref().ok()).copied()
+    }
+
+    fn device(&self) -> Option<selftest::Device> {
+        self.tested.as_ref().and_then(|report| report.device.as_ref().ok()).copied()
+    }
+
+    /// Whether the sockets cut sends (`UDP_SEGMENT`).
+    pub(super) fn cuts_sends(&self) -> bool {
+        let known = self.queues.iter().flat_map(|q| &q.sockets.transmit).all(socket::Transmit::segmentation);
+        known && self.underlay().is_none_or(|found| found.segmentation)
+    }
+
+    /// Whether the device takes UDP super-frames.
+    pub(super) fn takes_udp(&self) -> bool {
+        self.device().map_or(self.offloads >= TapOffloads::TcpUdp, |found| found.udp)
+    }
+
+    /// What there is to say of kernel and device.
+    pub(super) fn features(&self) -> Vec<Feature> {
+        let receive = self.queues.first().map(|q| &q.sockets.receive);
+        let coalescing = receive.is_some_and(socket::Receive::coalescing);
+        let queue_kib = receive.map_or(0, socket::Receive::queue_bytes) / 1024;
+        let feature = |name, on: bool, without: &str| Feature::new(name, on, if on { "" } else { without });
+        let tap = |name, level, without| feature(name, self.offloads >= level, without);
+        let mut features = vec![
+            tap("tap_checksum", TapOffloads::Checksum, "the kernel fills in checksums"),
+            tap("tap_tcp", TapOffloads::Tcp, "the kernel cuts TCP into packets"),
+            tap("tap_tcp_ecn", TapOffloads::TcpEcn, "the kernel cuts TCP with CWR into packets"),
+            tap("tap_udp", TapOffloads::TcpUdp, "the kernel cuts UDP into packets (Linux before 6.2)"),
+            feature("tap_udp_write", self.takes_udp(), "UDP is handed to the device packet by packet"),
+            feature("udp_segment", self.cuts_sends(), "every datagram is sent by itself"),
+            feature("udp_gro", coalescing, "every datagram is received by itself"),
+            Feature::new("receive_queue", true, &format!("{queue_kib} KiB")),
+        ];
+        features.push(match &self.tested {
+            Some(report) => Feature::new("self_test", report.is_good(), &report.to_string()),
+            None => Feature::new("self_test", false, "not made: packets went on as before a restart"),
+        });
+        features
+    }
+}
