@@ -1,8 +1,8 @@
 //! The image in sled 0.34.
 //!
-//! One sled tree, so that one batch is one atomic step. Keys: `n` + path for a node, `e` + index (8 bytes,
-//! network order) for an event, `m` for the rest (identity, position, index, membership). Values are
-//! postcard. sled's own `flush` never calls `fsync` (docs/adr/0002), so [`SledState::sync`] opens its
+//! One sled tree, so that one batch is one atomic step. Keys: `n` + path for a node, `e` + index of the first (8 bytes,
+//! network order) for some events that follow each other, `m` for the rest (identity, position, index, membership).
+//! Values are postcard; events stand one after the other. sled's own `flush` never calls `fsync` (docs/adr/0002), so [`SledState::sync`] opens its
 //! files a second time and does.
 
 use std::fs::{self, File};
@@ -18,8 +18,12 @@ use crate::tree::image::StoredNode;
 use crate::tree::{Event, Tree};
 
 const KEY_META: &[u8] = b"m";
-/// The version of the image that this build writes.
-const VERSION: u8 = 1;
+/// The version of the image that this build writes. In version 1 each event has a record of its own, which can be read
+/// as it is.
+const VERSION: u8 = 2;
+/// Bytes after which a record of events is full. One operation of a batch costs sled kilobytes of memory until the batch
+/// is done, whatever it holds; and a record must not be so large that rewriting its page is dear.
+const EVENT_RECORD_BYTES: usize = 4 << 10;
 /// sled's page cache. The state lives in memory as a tree, so this only serves the writer.
 const CACHE_BYTES: u64 = 2 << 20;
 /// Operations of a batch for which one round of collecting is enough: a round frees up to 512 objects
@@ -45,8 +49,8 @@ struct Writes {
 }
 
 impl Writes {
-    fn insert(&mut self, key: impl Into<IVec>, value: &impl Serialize) {
-        self.batch.insert(key.into(), encode(value));
+    fn insert(&mut self, key: impl Into<IVec>, value: Vec<u8>) {
+        self.batch.insert(key.into(), value);
         self.operations += 1;
     }
 
@@ -105,14 +109,35 @@ impl SledState {
     fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8], what: &str) -> Result<T, StateError> {
         postcard::from_bytes(bytes).map_err(|_| self.damaged(format!("{what} is unreadable")))
     }
+
+    fn read_events(&self, mut record: &[u8], into: &mut Vec<Event>) -> Result<(), StateError> {
+        while !record.is_empty() {
+            let (event, rest) =
+                postcard::take_from_bytes(record).map_err(|_| self.damaged("an event is unreadable"))?;
+            into.push(event);
+            record = rest;
+        }
+        Ok(())
+    }
+
+    /// Keys of the records that hold nothing but events which `delta` says to drop.
+    fn outlived_events(&self, delta: &Delta) -> Result<Vec<IVec>, StateError> {
+        let begun = self.db.range(event_key(0)..=event_key(delta.first_event)).keys();
+        let mut keys: Vec<IVec> = begun.collect::<Result<_, _>>().map_err(self.fail())?;
+        // The last that begins before the oldest event to keep holds it, unless it is a new one.
+        if delta.events.first().is_none_or(|event| event.index() > delta.first_event) {
+            keys.pop();
+        }
+        Ok(keys)
+    }
 }
 
 impl StateStore for SledState {
     fn load(&self) -> Result<Option<(Identity, Machine)>, StateError> {
         let Some(meta) = self.db.get(KEY_META).map_err(self.fail())? else { return Ok(None) };
         let meta: Meta = self.read(&meta, "its description")?;
-        if meta.version != VERSION {
-            return Err(self.damaged(format!("version {}, this program reads {VERSION}", meta.version)));
+        if !(1..=VERSION).contains(&meta.version) {
+            return Err(self.damaged(format!("version {}, this program reads 1 to {VERSION}", meta.version)));
         }
         let mut nodes: Vec<(String, StoredNode)> = Vec::new();
         for item in self.db.scan_prefix(b"n") {
@@ -128,7 +153,7 @@ impl StateStore for SledState {
         let mut events: Vec<Event> = Vec::new();
         for item in self.db.scan_prefix(b"e") {
             let (_, value) = item.map_err(self.fail())?;
-            events.push(self.read(&value, "an event")?);
+            self.read_events(&value, &mut events)?;
         }
         let tree = Tree::from_stored(meta.index, nodes, events).map_err(|e| self.damaged(e.to_string()))?;
         Ok(Some((meta.identity, Machine { tree, membership: meta.membership, applied: meta.applied })))
@@ -140,10 +165,10 @@ impl StateStore for SledState {
             batch.remove(key.map_err(self.fail())?);
         }
         for (path, node) in machine.tree.stored_nodes() {
-            batch.insert(node_key(&path), &node);
+            batch.insert(node_key(&path), encode(&node));
         }
-        for event in machine.tree.history().iter() {
-            batch.insert(event_key(event.index()), &**event);
+        for (first, record) in event_records(machine.tree.history().iter().map(|event| &**event)) {
+            batch.insert(event_key(first), record);
         }
         let meta = Meta {
             version: VERSION,
@@ -153,7 +178,7 @@ impl StateStore for SledState {
             membership: machine.membership.clone(),
             nodes: machine.tree.len() as u64,
         };
-        batch.insert(KEY_META, &meta);
+        batch.insert(KEY_META, encode(&meta));
         batch.apply(&self.db).map_err(self.fail())?;
         self.identity = Some(identity);
         self.sync()
@@ -171,15 +196,15 @@ impl StateStore for SledState {
         let mut batch = Writes::default();
         for (path, node) in &delta.nodes {
             match node {
-                Some(node) => batch.insert(node_key(path), node),
+                Some(node) => batch.insert(node_key(path), encode(node)),
                 None => batch.remove(node_key(path)),
             }
         }
-        for item in self.db.range(event_key(0)..event_key(delta.first_event)).keys() {
-            batch.remove(item.map_err(self.fail())?);
+        for key in self.outlived_events(delta)? {
+            batch.remove(key);
         }
-        for event in &delta.events {
-            batch.insert(event_key(event.index()), event);
+        for (first, record) in event_records(&delta.events) {
+            batch.insert(event_key(first), record);
         }
         let meta = Meta {
             version: VERSION,
@@ -189,7 +214,7 @@ impl StateStore for SledState {
             membership: delta.membership.clone(),
             nodes: delta.len as u64,
         };
-        batch.insert(KEY_META, &meta);
+        batch.insert(KEY_META, encode(&meta));
         batch.apply(&self.db).map_err(self.fail())
     }
 
@@ -229,84 +254,22 @@ fn event_key(index: u64) -> Vec<u8> {
     [b"e", &index.to_be_bytes()[..]].concat()
 }
 
+/// Events that follow each other as records: the index of the first, and what they hold.
+fn event_records<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(u64, Vec<u8>)> {
+    let mut records: Vec<(u64, Vec<u8>)> = Vec::new();
+    for event in events {
+        match records.last_mut() {
+            Some((_, record)) if record.len() < EVENT_RECORD_BYTES => record.extend(encode(event)),
+            _ => records.push((event.index(), encode(event))),
+        }
+    }
+    records
+}
+
 fn encode(value: &impl Serialize) -> Vec<u8> {
     postcard::to_stdvec(value).expect("stored values have no length that postcard cannot write")
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::membership::Member;
-    use crate::state::mem::MemState;
-    use crate::tree::Op;
-
-    fn machine() -> Machine {
-        let member = Member::bootstrap("n1", &["http://localhost:2380".to_owned()], "t");
-        Machine::bootstrap(Membership::bootstrap(vec![member]))
-    }
-
-    /// sled's own threads may hold a closed database, and its lock, for a moment longer.
-    fn open(dir: &Path) -> SledState {
-        let mut tries = 0;
-        loop {
-            match SledState::open(dir) {
-                Ok(state) => return state,
-                Err(error) if tries > 200 => panic!("{error}"),
-                Err(_) => tries += 1,
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-
-    /// The image and its double stay alike over many random changes and restarts, and alike with the machine.
-    #[test]
-    fn deltas_add_up_to_the_machine_also_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let identity = Identity { cluster_id: 1, member_id: 2 };
-        let mut live = machine();
-        let mut double = MemState::default();
-        double.replace(identity, &live).unwrap();
-        open(dir.path()).replace(identity, &live).unwrap();
-        live.tree.take_dirty();
-        for round in 0u64..20 {
-            let since = live.tree.index();
-            for n in 0..100 {
-                let path = format!("/1/d{}/k{}", (round + n) % 5, n % 17);
-                let op = match (round * 7 + n) % 5 {
-                    0 => Op::Delete { path: "/1/d1".into(), dir: true, recursive: true },
-                    1 => Op::Delete { path, dir: false, recursive: false },
-                    _ => Op::Set {
-                        path,
-                        dir: false,
-                        value: n.to_string(),
-                        expires_ns: Some(9),
-                        refresh: false,
-                    },
-                };
-                let _ = live.tree.apply(&op);
-                live.applied.index += 1;
-            }
-            let delta = Delta::take(&mut live, since);
-            double.write(&delta).unwrap();
-            {
-                let mut sled = open(dir.path());
-                sled.write(&delta).unwrap();
-                sled.sync().unwrap();
-            }
-            let (who, loaded) = open(dir.path()).load().unwrap().unwrap();
-            assert_eq!(who, identity);
-            assert_eq!(loaded.snapshot(), live.snapshot(), "round {round}");
-            assert_eq!(double.load().unwrap().unwrap().1.snapshot(), live.snapshot());
-        }
-        {
-            let sled = open(dir.path());
-            sled.db.remove(node_key("/0/members")).unwrap();
-            let refused = sled.load().unwrap_err().to_string();
-            assert!(refused.contains("keys are stored where"), "{refused}");
-        }
-        let other = machine();
-        open(dir.path()).replace(identity, &other).unwrap();
-        assert_eq!(open(dir.path()).load().unwrap().unwrap().1.snapshot(), other.snapshot());
-    }
-}
+#[path = "sled_tests.rs"]
+mod tests;
