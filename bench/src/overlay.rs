@@ -58,7 +58,8 @@ pub(crate) fn run(args: &OverlayArgs) -> Result<Report> {
     let (_daemons, ours) = our_overlay(&fabric, &stage)?;
     let hand = Fabric::new(&[Ipv4Addr::new(192, 168, 31, 65), Ipv4Addr::new(192, 168, 31, 66)])?;
     let reference = vxlan_by_hand(&hand)?;
-    let named = |name, from, to, address| Named { name, path: Path { from, to, address } };
+    let named =
+        |name, from, to, address: Ipv4Addr| Named { name, path: Path { from, to, address: address.into() } };
     let paths = [
         named("our overlay", &ours[0].ns, &ours[1].ns, ours[1].address),
         named("kernel vxlan by hand", &reference[0].ns, &reference[1].ns, reference[1].address),

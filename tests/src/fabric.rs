@@ -148,7 +148,8 @@ impl Host {
 ///
 /// # Errors
 /// When an echo is lost: `ping`'s output.
-pub fn ping(from: &Namespace, to: Ipv4Addr, payload_bytes: u32) -> Result<()> {
+pub fn ping(from: &Namespace, to: impl Into<IpAddr>, payload_bytes: u32) -> Result<()> {
+    let to = to.into();
     let args = format!("-n -M do -c 3 -i 0.05 -W 2 -s {payload_bytes} {to}");
     let out = from.run("ping", &args)?;
     let text = out.ok()?;

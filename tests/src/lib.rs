@@ -17,7 +17,9 @@
 //! | [`cluster`] | three members of our store or of Debian's etcd |
 //! | [`tutorial`], [`systemd`] | the hand-installation guide's files, and what systemd would run for them |
 //! | [`nodes`] | overlay nodes with any flags and one store, for the data path's tests and measurements |
+//! | [`scene`] | such nodes with containers that reach each other |
 //! | [`flows`], [`vxlan`] | traffic whose every byte is checked; VXLAN made by hand |
+//! | [`tcpdump`] | tcpdump as a witness |
 //! | [`stage`] | the guide's three hosts, brought up step by step |
 //! | [`flannel`] | what flanneld leaves on a host, checked |
 //! | [`docker`] | a `dockerd` of its own in a namespace |
@@ -37,8 +39,10 @@ pub mod notify;
 pub mod ns;
 pub mod process;
 pub mod programs;
+pub mod scene;
 pub mod stage;
 pub mod systemd;
+pub mod tcpdump;
 pub mod tutorial;
 pub mod v2;
 pub mod vxlan;

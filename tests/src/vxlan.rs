@@ -1,8 +1,14 @@
-//! VXLAN datagrams made by hand, as somebody would who wants to put frames into an overlay.
+//! VXLAN datagrams and frames made by hand, as somebody would who wants to put frames into an overlay.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, bind, send, setsockopt, socket, sockopt,
+};
+
+use crate::ns::Namespace;
 
 /// flannel's port.
 pub const PORT: u16 = 8472;
@@ -59,6 +65,46 @@ impl Inner<'_> {
         bytes.extend(self.payload);
         bytes
     }
+}
+
+/// Sends a hand-made datagram to the overlay's port of `to` in the network 1, from the address that the namespace has.
+///
+/// # Errors
+/// When it cannot be sent.
+pub fn inject(from: &Namespace, to: Ipv4Addr, outer_tos: u8, inner: &Inner<'_>) -> Result<()> {
+    let socket = from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    setsockopt(&socket, sockopt::Ipv4Tos, &i32::from(outer_tos))?;
+    socket.send_to(&inner.encapsulated(1), (to, PORT))?;
+    Ok(())
+}
+
+/// Sends a frame through the overlay's device as if the host's stack had made it.
+///
+/// # Errors
+/// When there is no device, or it cannot be sent.
+pub fn put_on_device(ns: &Namespace, frame: &[u8]) -> Result<()> {
+    ns.enter(|| -> Result<()> {
+        let device = nix::ifaddrs::getifaddrs()?
+            .filter(|i| i.interface_name == "flannel.1")
+            .find_map(|i| i.address.and_then(|a| a.as_link_addr().copied()))
+            .context("no flannel.1")?;
+        let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(raw.as_raw_fd(), &device)?;
+        send(raw.as_raw_fd(), frame, MsgFlags::empty())?;
+        Ok(())
+    })?
+}
+
+/// Who has `target`? (RFC 826, broadcast.)
+pub fn arp_request(from_mac: [u8; 6], from: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(from_mac);
+    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    frame.extend(from_mac);
+    frame.extend(from.octets());
+    frame.extend([0; 6]);
+    frame.extend(target.octets());
+    frame
 }
 
 /// Two bytes; payloads here are short.

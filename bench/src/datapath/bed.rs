@@ -180,5 +180,5 @@ impl<'f> Pair<'f> {
 }
 
 fn between<'a>(from: &'a Container, to: &'a Container) -> Path<'a> {
-    Path { from: &from.ns, to: &to.ns, address: to.address }
+    Path { from: &from.ns, to: &to.ns, address: to.address.into() }
 }
