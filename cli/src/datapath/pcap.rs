@@ -11,6 +11,7 @@ use overlay::datapath::pcapng::Scanner;
 use overlay::datapath::recording::Limits;
 use overlay::datapath::status::client::{CaptureStream, Client};
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::number::{bytes, count};
 use super::{Format, failed, json};
@@ -81,13 +82,14 @@ pub(super) async fn save(
     if !wanted.force && !wanted.is_stdout() && wanted.file.symlink_metadata().is_ok() {
         return failed(err, &in_the_way(wanted.file));
     }
+    let mut interrupted = signal(SignalKind::interrupt())?;
     // The file is made once there is something to put into it.
     let mut stream = match client.capture(wanted.limits).await {
         Ok(stream) => stream,
         Err(error) => return failed(err, &error),
     };
     let (scanner, bytes, end) = if wanted.is_stdout() {
-        match copy(&mut stream, out).await {
+        match copy(&mut stream, &mut interrupted, out).await {
             // Whoever read it has seen enough.
             (.., Err(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(Exit::Success),
             (scanner, bytes, end) => (scanner, bytes, end?),
@@ -100,7 +102,7 @@ pub(super) async fn save(
             }
             Err(error) => return failed(err, &format_args!("--pcap {}: {error}", wanted.file.display())),
         };
-        let (scanner, bytes, end) = copy(&mut stream, &mut file).await;
+        let (scanner, bytes, end) = copy(&mut stream, &mut interrupted, &mut file).await;
         let broken = |error: io::Error| End::Broken(format!("--pcap {}: {error}", wanted.file.display()));
         (scanner, bytes, end.unwrap_or_else(broken))
     };
@@ -135,14 +137,16 @@ fn create(wanted: &Wanted<'_>) -> io::Result<File> {
 }
 
 /// Copies until the capture ends. An error is one of `out`.
-async fn copy(stream: &mut CaptureStream, out: &mut (dyn Write + Send)) -> (Scanner, u64, io::Result<End>) {
+async fn copy(
+    stream: &mut CaptureStream,
+    interrupted: &mut Signal,
+    out: &mut (dyn Write + Send),
+) -> (Scanner, u64, io::Result<End>) {
     let (mut scanner, mut bytes, mut blocks) = (Scanner::default(), 0, Vec::new());
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
     let end = loop {
         let piece = tokio::select! {
             piece = stream.next() => piece,
-            _ = &mut interrupted => break Ok(End::Interrupted),
+            _ = interrupted.recv() => break Ok(End::Interrupted),
         };
         let outcome = match piece {
             None if scanner.complete => break Ok(End::Limit),

@@ -248,8 +248,10 @@ async fn a_capture_comes_while_it_runs_and_ends_at_its_limit() {
 #[tokio::test]
 async fn a_capture_ends_with_its_client() {
     let bench = Bench::new();
+    let mut stream = bench.capture("seconds=3600").await.unwrap();
+    stream.next().await.unwrap().unwrap();
     // Nothing is sent meanwhile: the server must notice by itself.
-    drop(bench.capture("seconds=3600").await.unwrap());
+    drop(stream);
     bench.wait_until_off().await;
 }
 
