@@ -7,7 +7,7 @@
 #![allow(missing_docs, reason = "a test")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -276,10 +276,15 @@ fn a_device_that_is_down_is_told_from_one_that_is_gone() {
         sh("ip link set flannel.1 down");
         let error = taps[0].write(&[IoSlice::new(&frame)]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+        // Nor is there anything to read, or a reason not to sleep.
+        let mut buffer = vec![0; FRAME_BUFFER_BYTES];
+        while taps[0].read(&mut buffer).unwrap().is_some() {}
+        let (receive, _) = one(socket::open(LOOPBACK, PORT, 1).unwrap());
+        let (wake, moment) = (EventFd::new().unwrap(), Duration::from_millis(5));
+        assert_eq!(wait(&taps[0], &receive, &wake, Some(moment)).unwrap(), Ready::default());
         sh("ip link set flannel.1 up");
         taps[0].write(&[IoSlice::new(&frame)]).unwrap();
         sh("ip link del flannel.1");
-        let mut buffer = vec![0; FRAME_BUFFER_BYTES];
         let error = eventually("the end of the device", || taps[0].read(&mut buffer).err());
         assert_eq!(error.raw_os_error(), Some(libc::EBADFD), "{error}");
         let error = taps[0].write(&[IoSlice::new(&frame)]).unwrap_err();
@@ -393,6 +398,35 @@ fn the_sending_sockets_have_a_port_each() {
 }
 
 #[test]
+fn a_flow_stays_on_one_of_several_receiving_sockets() {
+    in_own_namespace(|| {
+        let mut sockets = socket::open(LOOPBACK, PORT, 4).unwrap();
+        let parts = [IoSlice::new(b"frame")];
+        let message = Message { to: (LOOPBACK, PORT).into(), parts: &parts, segment: None, ecn: 0 };
+        for _ in 0..5 {
+            for transmit in sockets.iter_mut().flat_map(|(_, transmit)| transmit) {
+                assert!(matches!(transmit.send(&[message]), (1, None)));
+            }
+        }
+        // On loopback everything has arrived when the sender is done.
+        let mut buffers: Vec<Box<[u8]>> = (0..64).map(|_| vec![0; DATAGRAM_BUFFER_BYTES].into()).collect();
+        let mut flows: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
+        for (number, (receive, _)) in sockets.iter_mut().enumerate() {
+            let mut out = Vec::new();
+            while receive.receive(&mut buffers, &mut out).unwrap() > 0 {
+                for datagram in &out {
+                    flows.entry(datagram.from).or_default().push(number);
+                }
+            }
+        }
+        assert_eq!(flows.len(), 4 * SENDERS);
+        assert!(flows.values().all(|seen| *seen == [seen[0]; 5]), "{flows:?}");
+        let used: BTreeSet<usize> = flows.values().map(|seen| seen[0]).collect();
+        assert!(used.len() > 1, "{flows:?}");
+    });
+}
+
+#[test]
 fn what_the_kernel_does_not_cut_is_sent_plain_and_fragmented() {
     in_own_namespace(|| {
         let there = There::new(1300);
@@ -452,7 +486,8 @@ fn a_full_queue_on_the_way_out_is_told_from_other_refusals() {
 fn a_port_that_is_taken_is_named_with_its_holder() {
     in_own_namespace(|| {
         for queues in [1, 2] {
-            let other = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+            // A child of another test may still have it, between fork and exec.
+            let other = eventually("the port", || UdpSocket::bind(("0.0.0.0", PORT)).ok());
             let error = socket::open(LOOPBACK, PORT, queues).unwrap_err();
             let SocketError::PortTaken { port: PORT, holder: Holder::Process { id, .. } } = &error else {
                 panic!("{error}")

@@ -216,7 +216,8 @@ pub fn open(name: &str, queues: usize) -> Result<(Vec<Tap>, TapOffloads, bool), 
 /// process.
 fn claim(name: &str) -> Result<UnixDatagram, TapError> {
     let path = format!("weft/tap/{name}");
-    let socket = SocketAddr::from_abstract_name(&path).and_then(|address| UnixDatagram::bind_addr(&address));
+    let address = SocketAddr::from_abstract_name(&path);
+    let socket = address.and_then(|address| holder::patiently(|| UnixDatagram::bind_addr(&address)));
     socket.map_err(|source| match source.kind() {
         ErrorKind::AddrInUse => {
             TapError::InUse { name: name.to_owned(), holder: holder::of_abstract_socket(&path) }
@@ -301,5 +302,19 @@ mod tests {
         }
         assert!(matches!(open("weft-none", 0), Err(TapError::Queues(0))));
         assert!(matches!(open("weft-none", 17), Err(TapError::Queues(17))));
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        for (code, words) in [
+            (libc::EPERM, "CAP_NET_ADMIN"),
+            (libc::EACCES, "CAP_NET_ADMIN"),
+            (libc::EINVAL, "ip link del flannel.1"),
+            (libc::EBUSY, "ip link del flannel.1"),
+            (libc::ENFILE, "attaching a queue: "),
+        ] {
+            let text = refused("flannel.1", io::Error::from_raw_os_error(code)).to_string();
+            assert!(text.contains("flannel.1") && text.contains(words), "{text}");
+        }
     }
 }
