@@ -71,11 +71,11 @@ struct DatapathArgs {
     /// Save what the engine sees, as pcapng; - for stdout
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pcap: Option<PathBuf>,
-    #[command(flatten)]
-    limits: LimitArgs,
     /// Replace FILE if it is there
     #[arg(long, requires = "pcap")]
     force: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// The limits of a capture; overlayd's own defaults and bounds.
