@@ -4,12 +4,11 @@
 use super::coalesce::{self, Checksum, Run};
 use super::frame::{Frame, Network, Transport, put16};
 use super::pieces::{Chain, Pieces, Place};
-use super::segment::{self, Cut, TCP_FLAGS, checksum_field};
+use super::segment::{self, CWR, Cut, PSH, TCP_FLAGS, checksum_field};
 use super::vnet::{Gso, LEN as VNET_BYTES, Vnet};
 
 /// Flows put together at the same time.
 const PENDING: usize = 16;
-const PSH: u8 = 0x08;
 
 /// One write to the TAP.
 #[derive(Debug, Clone, Copy)]
@@ -99,12 +98,16 @@ impl Assembler {
     ) {
         let frame = at.of(buffers);
         if layout.transport == Transport::Other {
+            if layout.fragment {
+                // Of which flow it is only its first fragment says.
+                self.end_runs(buffers, |run, first| run.same_hosts(first, frame, layout));
+            }
             return self.plain(at, Vnet::default());
         }
         let state = coalesce::checksum(frame, layout);
         let unfilled = state == Checksum::Unfilled;
         if unfilled || state == Checksum::Valid {
-            if let Some(size) = self.super_frame_size(layout, inner) {
+            if let Some(size) = self.super_frame_size(frame, layout, inner) {
                 self.end_run_of(buffers, frame, layout);
                 return self.super_frame(buffers, at, layout, size);
             }
@@ -117,8 +120,10 @@ impl Assembler {
     }
 
     /// The size to cut this frame into, if the sender's kernel left it uncut.
-    fn super_frame_size(&self, layout: &Frame, inner: Option<u16>) -> Option<usize> {
+    fn super_frame_size(&self, frame: &[u8], layout: &Frame, inner: Option<u16>) -> Option<usize> {
         match layout.transport {
+            // Its headers will be written anew, and that shall not make a damaged one whole.
+            _ if !coalesce::sound(frame, layout) => None,
             Transport::Udp => {
                 inner.map(usize::from).filter(|size| (1..layout.payload_bytes()).contains(size))
             }
@@ -157,8 +162,12 @@ impl Assembler {
 
     /// Nothing of a flow may be overtaken by a packet that cannot join.
     fn end_run_of<B: AsRef<[u8]>>(&mut self, buffers: &[B], frame: &[u8], layout: &Frame) {
-        let same = |p: &Pending| p.run.same_flow(p.first.of(buffers), frame, layout);
-        if let Some(n) = self.pending.iter().position(same) {
+        self.end_runs(buffers, |run, first| run.same_flow(first, frame, layout));
+    }
+
+    /// Ends the runs, each given with its first frame, for which this is true.
+    fn end_runs<B: AsRef<[u8]>>(&mut self, buffers: &[B], which: impl Fn(&Run, &[u8]) -> bool) {
+        while let Some(n) = self.pending.iter().position(|p| which(&p.run, p.first.of(buffers))) {
             let ended = self.pending.remove(n);
             self.emit(buffers, &ended);
         }
@@ -204,7 +213,9 @@ impl Assembler {
         body: Chain,
         packets: usize,
     ) {
+        let tcp_flags = headers.get(layout.transport_at + TCP_FLAGS).copied().unwrap_or(0);
         let vnet = Vnet {
+            ecn: layout.transport == Transport::Tcp && tcp_flags & CWR != 0,
             gso: match (layout.transport, layout.network) {
                 (Transport::Tcp, Network::V6) => Gso::TcpV6,
                 (Transport::Tcp, _) => Gso::TcpV4,

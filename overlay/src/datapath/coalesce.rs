@@ -8,10 +8,9 @@
 
 use super::checksum::Sum;
 use super::frame::{Frame, Network, Transport, be16, be32};
-use super::segment::{TCP_FLAGS, checksum_field, pseudo};
+use super::segment::{PSH, TCP_FLAGS, checksum_field, pseudo};
 
 const ACK: u8 = 0x10;
-const PSH: u8 = 0x08;
 const DONT_FRAGMENT: u16 = 0x4000;
 /// The longest IP packet; an IPv6 payload length would allow 40 bytes more.
 const PACKET_MAX_BYTES: usize = 65_535;
@@ -51,6 +50,18 @@ pub(crate) fn checksum(frame: &[u8], layout: &Frame) -> Checksum {
     }
 }
 
+/// Whether the IPv4 header's checksum is right and UDP's length that of its packet: else writing the headers anew
+/// would make another packet of it.
+pub(crate) fn sound(frame: &[u8], layout: &Frame) -> bool {
+    let network = match layout.network {
+        Network::V4 => Sum::default().add(&frame[layout.network_at..layout.transport_at]).fold() == 0xffff,
+        Network::V6 => true,
+        Network::Other => false,
+    };
+    let udp_bytes = || usize::from(be16(frame, layout.transport_at + 4));
+    network && (layout.transport != Transport::Udp || udp_bytes() == layout.payload_bytes() + 8)
+}
+
 /// Packets that will be written as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -73,16 +84,14 @@ impl Run {
     ///
     /// The caller has seen that the checksum is [`Checksum::Valid`] or [`Checksum::Unfilled`].
     pub(crate) fn begin(frame: &[u8], layout: Frame) -> Option<Run> {
-        let plain_network = match layout.network {
-            Network::V4 => {
-                let ip = &frame[layout.network_at..layout.transport_at];
-                ip.len() == 20 && Sum::default().add(ip).fold() == 0xffff
-            }
+        // Without options or extension headers.
+        let plain = match layout.network {
+            Network::V4 => layout.transport_at == layout.network_at + 20,
             Network::V6 => layout.transport_at == layout.network_at + 40,
             Network::Other => false,
         };
         let payload = layout.payload_bytes();
-        if !plain_network || payload == 0 {
+        if !plain || payload == 0 || !sound(frame, &layout) {
             return None;
         }
         let push = match layout.transport {
@@ -91,9 +100,8 @@ impl Run {
                 flags if flags == ACK | PSH => true,
                 _ => return None,
             },
-            // Bytes behind the datagram inside the IP packet would be lost.
-            Transport::Udp if usize::from(be16(frame, layout.transport_at + 4)) == payload + 8 => false,
-            Transport::Udp | Transport::Other => return None,
+            Transport::Udp => false,
+            Transport::Other => return None,
         };
         Some(Run { layout, size: payload, payload, packets: 1, push, closed: push })
     }
@@ -118,15 +126,18 @@ impl Run {
     /// Whether the packet belongs to the same flow: then order between the two matters.
     pub(crate) fn same_flow(&self, first: &[u8], frame: &[u8], layout: &Frame) -> bool {
         let ours = &self.layout;
-        (ours.flow, ours.network_at, ours.network, ours.transport)
-            == (layout.flow, layout.network_at, layout.network, layout.transport)
-            && first[..ours.network_at] == frame[..ours.network_at]
-            && {
-                let (at, end) = if ours.network == Network::V4 { (12, 20) } else { (8, 40) };
-                let (a, b) = (&first[ours.network_at..], &frame[ours.network_at..]);
-                a[at..end] == b[at..end]
-            }
+        (ours.flow, ours.transport) == (layout.flow, layout.transport)
+            && self.same_hosts(first, frame, layout)
             && first[ours.transport_at..][..4] == frame[layout.transport_at..][..4]
+    }
+
+    /// Whether the packet goes from and to the same Ethernet and IP addresses.
+    pub(crate) fn same_hosts(&self, first: &[u8], frame: &[u8], layout: &Frame) -> bool {
+        let at = self.layout.network_at;
+        let addresses = if self.layout.network == Network::V4 { at + 12..at + 20 } else { at + 8..at + 40 };
+        (at, self.layout.network) == (layout.network_at, layout.network)
+            && first[..at] == frame[..at]
+            && first[addresses.clone()] == frame[addresses]
     }
 
     fn same_headers(&self, first: &[u8], frame: &[u8], layout: &Frame) -> bool {

@@ -151,6 +151,9 @@ impl Frame {
         for _ in 0..EXTENSIONS {
             let rest = &frame[self.transport_at..self.end];
             let length = match self.protocol {
+                // On its way by others the packet has another destination in the checksum than in its header
+                // (RFC 8200 section 8.1): nothing here may touch its transport.
+                43 if rest.len() >= 8 && rest[3] > 0 => break,
                 // hop by hop, routing, destination options: RFC 8200 section 4
                 0 | 43 | 60 if rest.len() >= 8 => (usize::from(rest[1]) + 1) * 8,
                 44 if rest.len() >= 8 => {

@@ -64,6 +64,24 @@ fn lengths_that_contradict_the_frame_make_it_opaque() {
     }
 }
 
+#[test]
+fn a_packet_that_is_to_be_routed_by_others_keeps_its_transport_to_itself() {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv6([1; 16], [2; 16], 64)
+        .udp(1, 2)
+        .write(&mut frame, b"hi")
+        .unwrap();
+    frame.splice(54..54, [17, 0, 4, 0, 0, 0, 0, 0]); // next header, length, type, segments left
+    frame[20] = 43;
+    put16(&mut frame, 18, 18);
+    let found = Frame::parse(&frame).unwrap();
+    assert_eq!((found.transport, found.transport_at), (Transport::Udp, 62));
+    frame[57] = 1;
+    let found = Frame::parse(&frame).unwrap();
+    assert_eq!((found.network, found.transport, found.transport_at), (Network::V6, Transport::Other, 54));
+}
+
 proptest! {
     #[test]
     fn noise_gives_offsets_inside_the_frame(mut frame in prop::collection::vec(any::<u8>(), 0..200), kind in 0usize..6) {

@@ -6,8 +6,8 @@ use super::checksum::{Sum, pseudo_v4, pseudo_v6};
 use super::frame::{Frame, Network, TCP, Transport, UDP, be16, be32, put16};
 
 const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const CWR: u8 = 0x80;
 /// Offset of the flags in a TCP header.
 pub(crate) const TCP_FLAGS: usize = 13;
 /// Offset of the checksum in a TCP header.

@@ -93,12 +93,12 @@ impl Packet {
         let mut out = self.link();
         if self.v6 {
             let ip = self.ipv6(transport_bytes);
-            tcp.checksum = tcp.calc_checksum_ipv6(&ip, &self.payload).unwrap();
+            settle(&mut tcp, |tcp| tcp.calc_checksum_ipv6(&ip, &self.payload).unwrap());
             udp.checksum = udp.calc_checksum_ipv6(&ip, &self.payload).unwrap();
             ip.write(&mut out).unwrap();
         } else {
             let ip = self.ipv4(transport_bytes);
-            tcp.checksum = tcp.calc_checksum_ipv4(&ip, &self.payload).unwrap();
+            settle(&mut tcp, |tcp| tcp.calc_checksum_ipv4(&ip, &self.payload).unwrap());
             udp.checksum = udp.calc_checksum_ipv4(&ip, &self.payload).unwrap();
             out.extend(ip.to_bytes());
         }
@@ -200,6 +200,14 @@ impl Packet {
     pub fn whole(&self) -> Vec<u8> {
         [&[0; VNET_BYTES][..], &self.frame()].concat()
     }
+}
+
+/// Writes TCP's checksum, and avoids the one that has two forms, of which kernels write now one, now the other.
+fn settle(tcp: &mut TcpHeader, checksum: impl Fn(&TcpHeader) -> u16) {
+    if matches!(checksum(tcp), 0 | 0xffff) {
+        tcp.urgent_pointer = 1; // not looked at without the flag
+    }
+    tcp.checksum = checksum(tcp);
 }
 
 fn vnet(gso: u8, hdr_len: usize, size: u16, start: usize, offset: usize, frame: &[u8]) -> Vec<u8> {
@@ -406,18 +414,28 @@ pub struct Key {
 /// Ethernet header.
 pub fn key(frame: &[u8]) -> Key {
     let at = network_at(frame);
-    let mut hosts = frame[..at].to_vec();
-    let (addresses, protocol, transport_at, fragment) = match be16(frame, at - 2) {
-        0x0800 if frame.len() >= at + 20 => {
-            (12..20, frame[at + 9], at + usize::from(frame[at] & 15) * 4, be16(frame, at + 6) & 0x3fff != 0)
-        }
-        0x86dd if frame.len() >= at + 40 => (8..40, frame[at + 6], at + 40, false),
-        _ => return Key { hosts, ports: None },
+    let (hosts, ip) = frame.split_at(at);
+    let mut hosts = hosts.to_vec();
+    let v4 = be16(frame, at - 2) == 0x0800 && ip.len() >= 20 && ip[0] >> 4 == 4 && ip[0] & 15 >= 5;
+    let v6 = be16(frame, at - 2) == 0x86dd && ip.len() >= 40 && ip[0] >> 4 == 6;
+    let (addresses, protocol, header_bytes, packet_bytes, fragment) = if v4 {
+        (12..20, ip[9], usize::from(ip[0] & 15) * 4, be16(ip, 2).into(), be16(ip, 6) & 0x3fff != 0)
+    } else if v6 {
+        (8..40, ip[6], 40, 40 + usize::from(be16(ip, 4)), false)
+    } else {
+        return Key { hosts, ports: None };
     };
-    hosts.extend(&frame[at..][addresses]);
+    if !(header_bytes..=ip.len()).contains(&packet_bytes) {
+        return Key { hosts, ports: None };
+    }
+    let transport = &ip[header_bytes..packet_bytes];
+    let tcp_header = transport.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+    if protocol == 6 && !fragment && !(20..=transport.len()).contains(&tcp_header) {
+        return Key { hosts, ports: None }; // no receiver makes anything of it
+    }
+    hosts.extend(&ip[addresses]);
     hosts.push(protocol);
-    let ports =
-        (!fragment && matches!(protocol, 6 | 17)).then(|| frame[transport_at..transport_at + 4].to_vec());
+    let ports = transport.get(..4).filter(|_| !fragment && matches!(protocol, 6 | 17)).map(<[u8]>::to_vec);
     Key { hosts, ports }
 }
 
