@@ -17,6 +17,8 @@ pub struct Write {
     pub chain: Chain,
     /// Packets in it, as they are (or would have been) on the wire.
     pub packets: usize,
+    /// Length of all these packets in bytes, each with its headers from Ethernet's on.
+    pub bytes: usize,
 }
 
 /// A frame inside a receive buffer.
@@ -88,35 +90,40 @@ impl Assembler {
         self.pending = pending; // keeps its allocation
     }
 
-    /// Takes a frame. `inner` is the segment size where the frame is a UDP super-frame.
+    /// Takes a frame. `inner` is the segment size where the frame is a UDP super-frame. Returns how many packets it
+    /// stands for.
     pub(crate) fn frame<B: AsRef<[u8]>>(
         &mut self,
         buffers: &[B],
         at: At,
         layout: &Frame,
         inner: Option<u16>,
-    ) {
+    ) -> usize {
         let frame = at.of(buffers);
         if layout.transport == Transport::Other {
             if layout.fragment {
                 // Of which flow it is only its first fragment says.
                 self.end_runs(buffers, |run, first| run.same_hosts(first, frame, layout));
             }
-            return self.plain(at, Vnet::default());
+            self.plain(at, Vnet::default());
+            return 1;
         }
         let state = coalesce::checksum(frame, layout);
         let unfilled = state == Checksum::Unfilled;
         if unfilled || state == Checksum::Valid {
             if let Some(size) = self.super_frame_size(frame, layout, inner) {
                 self.end_run_of(buffers, frame, layout);
-                return self.super_frame(buffers, at, layout, size);
+                self.super_frame(buffers, at, layout, size);
+                return layout.payload_bytes().div_ceil(size);
             }
             if let Some(run) = Run::begin(frame, *layout) {
-                return self.join_or_begin(buffers, at, run, unfilled);
+                self.join_or_begin(buffers, at, run, unfilled);
+                return 1;
             }
         }
         self.end_run_of(buffers, frame, layout);
         self.plain(at, if unfilled { partial(layout) } else { Vnet::default() });
+        1
     }
 
     /// The size to cut this frame into, if the sender's kernel left it uncut.
@@ -179,7 +186,7 @@ impl Assembler {
         let mut chain = Chain::EMPTY;
         self.pieces.push(&mut chain, Place::Arena, start, VNET_BYTES);
         self.pieces.push(&mut chain, Place::Buffer(at.buffer), at.start, at.bytes);
-        self.writes.push(Write { chain, packets: 1 });
+        self.writes.push(Write { chain, packets: 1, bytes: at.bytes });
     }
 
     fn emit<B: AsRef<[u8]>>(&mut self, buffers: &[B], pending: &Pending) {
@@ -237,7 +244,7 @@ impl Assembler {
         let mut chain = Chain::EMPTY;
         self.pieces.push(&mut chain, Place::Arena, at, VNET_BYTES + headers.len());
         self.pieces.append(&mut chain, body);
-        self.writes.push(Write { chain, packets });
+        self.writes.push(Write { chain, packets, bytes: packets * headers.len() + body.bytes });
     }
 
     /// A UDP super-frame for a kernel that does not take one: its datagrams one by one.
@@ -253,7 +260,7 @@ impl Assembler {
             self.pieces.push(&mut chain, Place::Arena, start, VNET_BYTES + headers.len());
             let body = at.start + layout.payload_at + offset;
             self.pieces.push(&mut chain, Place::Buffer(at.buffer), body, part.len());
-            self.writes.push(Write { chain, packets: 1 });
+            self.writes.push(Write { chain, packets: 1, bytes: headers.len() + part.len() });
         }
     }
 }

@@ -51,12 +51,23 @@ pub struct Datagram {
     pub ecn: u8,
 }
 
+/// A frame that was accepted from a known peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrived {
+    /// The peer's index in the table.
+    pub peer: u32,
+    /// Packets in it, as they would have been on the wire.
+    pub packets: usize,
+    /// Length of all these packets in bytes, each with its headers from Ethernet's on.
+    pub bytes: usize,
+}
+
 /// Decapsulates batch by batch.
 pub struct Decap {
     settings: DecapSettings,
     assembler: Assembler,
     drops: Vec<(Drop, Option<u32>)>,
-    received: Vec<(u32, usize)>,
+    received: Vec<Arrived>,
     /// The sender of the last packet: the next one is most likely its as well.
     sender: Option<([u8; 6], IpAddr, u32)>,
 }
@@ -100,8 +111,8 @@ impl Decap {
         &self.drops
     }
 
-    /// Packets accepted in this batch from known peers: peer, and length of the inner frame in bytes.
-    pub fn received(&self) -> &[(u32, usize)] {
+    /// Frames accepted in this batch from known peers, in the order they came.
+    pub fn received(&self) -> &[Arrived] {
         &self.received
     }
 
@@ -150,10 +161,11 @@ impl Decap {
             let frame = &mut buffers[at.buffer as usize].as_mut()[at.start..at.start + bytes];
             mark(frame, &layout, tos);
         }
+        let packets = self.assembler.frame(buffers, at, &Frame { tos, ..layout }, inner);
         if let Some(peer) = peer {
-            self.received.push((peer, bytes));
+            let bytes = bytes + (packets - 1) * layout.payload_at;
+            self.received.push(Arrived { peer, packets, bytes });
         }
-        self.assembler.frame(buffers, at, &Frame { tos, ..layout }, inner);
         Ok(())
     }
 

@@ -76,8 +76,9 @@ impl Rig {
             assert!(slices[0].len() >= VNET_BYTES, "the header is in the first one");
             let bytes = slices.concat();
             assert_eq!(bytes.len(), write.chain.bytes);
-            let packets = packets::on_the_wire(&bytes).len();
-            assert_eq!(packets, write.packets);
+            let wire = packets::on_the_wire(&bytes);
+            let packets = wire.len();
+            assert_eq!((packets, wire.concat().len()), (write.packets, write.bytes));
             let network = bytes.len() - VNET_BYTES - packets::network_at(&bytes[VNET_BYTES..]);
             assert!(packets == 1 || network <= 65_535, "{network} bytes of IP");
             assert!(bytes[1] != 5 || packets <= 64, "{packets} datagrams");
@@ -444,8 +445,10 @@ mod sources {
 
     type Drops = Vec<(Drop, Option<u32>)>;
 
+    const ARRIVED: Arrived = Arrived { peer: 1, packets: 1, bytes: 52 };
+
     /// What becomes of a frame: drops, writes, and what is counted for its peer.
-    fn pushed(settings: DecapSettings, mac: u8, from: u8) -> (Drops, usize, Vec<(u32, usize)>) {
+    fn pushed(settings: DecapSettings, mac: u8, from: u8) -> (Drops, usize, Vec<Arrived>) {
         let mut rig = Rig::new(settings);
         let mut packet = udp(10);
         packet.source[5] = mac;
@@ -456,7 +459,7 @@ mod sources {
 
     #[test]
     fn only_known_vteps_from_their_own_address_are_let_in() {
-        assert_eq!(pushed(settings(), 2, 2), (vec![], 1, vec![(1, 52)]));
+        assert_eq!(pushed(settings(), 2, 2), (vec![], 1, vec![ARRIVED]));
         assert_eq!(pushed(settings(), 9, 2), (vec![(Drop::UnknownSource, None)], 0, vec![]));
         assert_eq!(pushed(settings(), 2, 3), (vec![(Drop::SpoofedSource, Some(1))], 0, vec![]));
     }
@@ -464,7 +467,7 @@ mod sources {
     #[test]
     fn everybody_is_let_in_where_nobody_looks() {
         let settings = DecapSettings { source_check: false, ..settings() };
-        assert_eq!(pushed(settings, 2, 3), (vec![], 1, vec![(1, 52)]));
+        assert_eq!(pushed(settings, 2, 3), (vec![], 1, vec![ARRIVED]));
         assert_eq!(pushed(settings, 9, 2), (vec![], 1, vec![]));
     }
 
@@ -476,7 +479,7 @@ mod sources {
             rig.push(vxlan(&frame), None, underlay(from), 0);
         }
         assert_eq!(rig.drops(), [(Drop::SpoofedSource, Some(0))]);
-        assert_eq!(rig.decap.received(), [(0, 52), (0, 52)]);
+        assert_eq!(rig.decap.received(), [Arrived { peer: 0, ..ARRIVED }; 2]);
     }
 
     #[test]

@@ -282,9 +282,9 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             }
         }
         // Runs of the same peer are counted in one go.
-        for run in self.decap.received().chunk_by(|a, b| a.0 == b.0) {
-            let bytes = run.iter().map(|(_, bytes)| *bytes as u64).sum();
-            self.table.entry(run[0].0).counters.received(run.len() as u64, bytes);
+        for run in self.decap.received().chunk_by(|a, b| a.peer == b.peer) {
+            let (packets, bytes) = run.iter().fold((0, 0), |(p, b), a| (p + a.packets, b + a.bytes));
+            self.table.entry(run[0].peer).counters.received(packets as u64, bytes as u64);
         }
         let mut slices = recycle(std::mem::take(&mut self.slices));
         for write in self.decap.writes() {
@@ -298,10 +298,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
                 self.common.capture.frame(Direction::Inbound, SystemTime::now, &parts);
             }
             match self.port.write(&slices) {
-                Ok(()) => {
-                    let bytes = write.chain.bytes - VNET_BYTES;
-                    self.counters.decap.add(write.packets as u64, bytes as u64);
-                }
+                Ok(()) => self.counters.decap.add(write.packets as u64, write.bytes as u64),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
                     self.counters.count_drop(Drop::TapFull, write.packets as u64);
                 }
@@ -311,3 +308,8 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         self.slices = recycle(slices);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "worker_tests.rs"]
+mod tests;
