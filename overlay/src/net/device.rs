@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use tracing::{debug, info, warn};
 
 use super::netlink::{Netlink, NetlinkError};
+use super::queues::patiently;
 use super::sysctl;
 use crate::datapath::socket::SocketError;
 use crate::datapath::tap::{self, TapError};
@@ -142,8 +143,7 @@ impl Device {
         let link = &self.desired.link;
         if (change, &link.kind) == (&Change::CreateLink, &KindSpec::Tap) {
             // Persistent, so it stays when this is dropped.
-            tap::open(&link.name, 1)?;
-            return Ok(());
+            return patiently(|| Ok(tap::open(&link.name, 1).map(drop)?)).await;
         }
         Ok(self.netlink.apply(link, index, change).await?)
     }

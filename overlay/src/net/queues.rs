@@ -1,16 +1,37 @@
 //! The device's queues and the underlay's sockets: opened and tested, before the workers have them.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::device::DeviceError;
 use crate::datapath::engine::Queue;
 use crate::datapath::io::Sockets;
+use crate::datapath::selftest;
+use crate::datapath::socket::{self, SocketError};
 use crate::datapath::status::Feature;
-use crate::datapath::tap::{self, TapOffloads};
-use crate::datapath::{selftest, socket};
+use crate::datapath::tap::{self, TapError, TapOffloads};
 use crate::types::Vni;
+
+/// How long a device or a port may be taken before that counts. A process that is being started holds our closed files
+/// until it runs its program (we start `iptables`); an overlayd that was stopped may need a moment to go.
+const TAKEN: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Opens something; tries again for a moment while somebody else has it.
+pub(super) async fn patiently<T>(open: impl Fn() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+    let deadline = Instant::now() + TAKEN;
+    loop {
+        match open() {
+            Err(
+                DeviceError::Tap(TapError::InUse { .. }) | DeviceError::Socket(SocketError::PortTaken { .. }),
+            ) if Instant::now() < deadline => sleep(RETRY).await,
+            outcome => return outcome,
+        }
+    }
+}
 
 /// Where outer packets come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +54,9 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Opens the queues of the device, which is there, and their sockets.
-    pub(super) fn open(device: &str, underlay: Underlay, queues: usize) -> Result<Self, DeviceError> {
-        let (taps, offloads, _) = tap::open(device, queues)?;
-        let sockets = socket::open(underlay.local, underlay.port, queues)?;
+    pub(super) async fn open(device: &str, underlay: Underlay, queues: usize) -> Result<Self, DeviceError> {
+        let (taps, offloads, _) = patiently(|| Ok(tap::open(device, queues)?)).await?;
+        let sockets = patiently(|| Ok(socket::open(underlay.local, underlay.port, queues)?)).await?;
         let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } };
         Ok(Self { queues: taps.into_iter().zip(sockets).map(queue).collect(), offloads, tested: None })
     }

@@ -142,7 +142,7 @@ impl RustVxlan {
 
     /// Opens the queues of the device, which is there, and their sockets.
     async fn open_queues(&mut self) -> Result<Opened, DeviceError> {
-        let opened = Opened::open(self.device.name(), self.underlay, self.local.options.queues)?;
+        let opened = Opened::open(self.device.name(), self.underlay, self.local.options.queues).await?;
         self.index = self.device.state().await?.map_or(0, |state| state.index);
         Ok(opened)
     }
