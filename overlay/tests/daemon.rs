@@ -160,7 +160,7 @@ fn the_mesh_is_probed_on_request() {
     let left = hosts.etcdctl(&["ls", &format!("{PREFIX}/mesh/results")]);
     assert!(!left.contains(late), "{left}");
     // A daemon that does not answer shows as such.
-    second.signal("-STOP");
+    second.freeze();
     hosts.set(
         "mesh/requests/0123456789abcded",
         r#"{"version":1,"count":2,"interval_ms":20,"timeout_ms":200}"#,

@@ -78,6 +78,19 @@ impl Process {
         run(&["kill", signal, &self.child.id().to_string()]);
     }
 
+    /// Stops every thread of it, until SIGCONT. The signal alone leaves a busy machine's threads running for a moment.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        eventually("all threads stopped", Duration::from_secs(5), || {
+            let stopped = |task: std::fs::DirEntry| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+            };
+            std::fs::read_dir(&tasks).unwrap().all(|task| stopped(task.unwrap())).then_some(())
+        });
+    }
+
     /// Waits for the end and returns the exit code.
     pub(crate) fn exit_code(&mut self) -> i32 {
         let log = self.log.clone();
