@@ -9,7 +9,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::assemble::{Assembler, At, Write};
+pub use super::assemble::Write;
+use super::assemble::{Assembler, At};
 use super::counters::Drop;
 use super::frame::{Frame, Network, be16, put16};
 use super::pieces::Pieces;

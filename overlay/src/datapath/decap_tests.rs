@@ -3,7 +3,9 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 
 use super::super::Peer;
-use super::super::packets::{self, ACK, CWR, FIN, PSH, Packet, SYN, VNET_BYTES, be16};
+use super::super::packets::{
+    self, ACK, CWR, FIN, PSH, Packet, SYN, VNET_BYTES, be16, header_checksum, normal,
+};
 use super::*;
 use crate::types::VtepMac;
 
@@ -350,9 +352,7 @@ mod passes_untouched {
         for fragment in [0x2000u16, 0x2010, 0x0010] {
             let mut frame = udp(1400).frame();
             frame[20..22].copy_from_slice(&fragment.to_be_bytes());
-            frame[24..26].fill(0);
-            let sum = !packets::ones_sum(&[&frame[14..34]]);
-            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            header_checksum(&mut frame, 14);
             check(&frame);
         }
     }
@@ -639,26 +639,8 @@ fn step(next: &mut Packet, bytes: usize, twist: Twist) -> (Vec<u8>, Vec<u8>) {
     (frame.clone(), frame)
 }
 
-fn header_checksum(frame: &mut [u8], at: usize) {
-    frame[at + 10..at + 12].fill(0);
-    let sum = !packets::ones_sum(&[&frame[at..at + usize::from(frame[at] & 15) * 4]]);
-    frame[at + 10..at + 12].copy_from_slice(&sum.to_be_bytes());
-}
-
-/// Without what may be lost where packets are put together: padding behind the IP packet, and identifications that
-/// mean nothing because of DF (RFC 6864).
-fn normal(mut frame: Vec<u8>) -> Vec<u8> {
-    let Some(layout) = Frame::parse(&frame).filter(|layout| layout.network != Network::Other) else {
-        return frame;
-    };
-    frame.truncate(layout.end);
-    let at = layout.network_at;
-    let header = &frame[at..layout.transport_at];
-    if layout.network == Network::V4 && be16(header, 6) == 0x4000 && packets::ones_sum(&[header]) == 0xffff {
-        frame[at + 4..at + 6].fill(0);
-        header_checksum(&mut frame, at);
-    }
-    frame
+fn normal_frames(frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    frames.into_iter().map(|frame| normal(&frame)).collect()
 }
 
 fn flows() -> impl Strategy<Value = Vec<Packet>> {
@@ -738,7 +720,7 @@ proptest! {
             prop_assert_eq!(rig.drops(), []);
             found.extend(rig.frames());
         }
-        let [found, expected] = [found, expected].map(|frames| frames.into_iter().map(normal).collect::<Vec<_>>());
+        let [found, expected] = [found, expected].map(normal_frames);
         packets::assert_same_flows(&found, &expected);
     }
 
@@ -811,8 +793,7 @@ fn every_bit_of_the_headers_counts() {
             for changed in [damaged, changed] {
                 let mut rig = Rig::new(DecapSettings { source_check: false, ..settings() });
                 rig.run(&changed);
-                let [found, expected] =
-                    [rig.frames(), changed].map(|frames| frames.into_iter().map(normal).collect::<Vec<_>>());
+                let [found, expected] = [rig.frames(), changed].map(normal_frames);
                 packets::assert_same_flows(&found, &expected);
             }
         }

@@ -326,10 +326,7 @@ pub fn on_the_wire(bytes: &[u8]) -> Vec<Vec<u8>> {
             put16(&mut out, at + 2, length);
             let id = be16(&out, at + 4).wrapping_add(u16::try_from(n).unwrap());
             put16(&mut out, at + 4, id);
-            put16(&mut out, at + 10, 0);
-            let header_bytes = usize::from(out[at] & 15) * 4;
-            let sum = !ones_sum(&[&out[at..at + header_bytes]]);
-            put16(&mut out, at + 10, sum);
+            header_checksum(&mut out, at);
         }
         if tcp {
             let sequence = u32::from_be_bytes(out[start + 4..start + 8].try_into().unwrap());
@@ -401,6 +398,30 @@ pub fn assert_sound(frame: &[u8]) {
     assert_eq!(zero(found), zero(expected.unwrap()), "transport checksum of {frame:02x?}");
 }
 
+/// Where a sound IP packet lies in a frame.
+struct Ip<'a> {
+    at: usize,
+    v4: bool,
+    /// Without IPv6 extension headers.
+    header: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl<'a> Ip<'a> {
+    fn of(frame: &'a [u8]) -> Option<Self> {
+        let at = network_at(frame);
+        let ip = &frame[at..];
+        let (v4, header_bytes, packet_bytes) = match (be16(frame, at - 2), ip.first()? >> 4) {
+            (0x0800, 4) if ip.len() >= 20 => (true, usize::from(ip[0] & 15) * 4, usize::from(be16(ip, 2))),
+            (0x86dd, 6) if ip.len() >= 40 => (false, 40, 40 + usize::from(be16(ip, 4))),
+            _ => return None,
+        };
+        let sound = header_bytes >= 20 && (header_bytes..=ip.len()).contains(&packet_bytes);
+        let (header, payload) = ip.get(..packet_bytes).filter(|_| sound)?.split_at(header_bytes);
+        Some(Self { at, v4, header, payload })
+    }
+}
+
 /// What tells one flow from another: Ethernet header, addresses, protocol, and the ports unless it is a fragment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -413,30 +434,38 @@ pub struct Key {
 /// The flow of a TCP or UDP packet without IPv6 extension headers, or of a fragment of one; of anything else its
 /// Ethernet header.
 pub fn key(frame: &[u8]) -> Key {
-    let at = network_at(frame);
-    let (hosts, ip) = frame.split_at(at);
-    let mut hosts = hosts.to_vec();
-    let v4 = be16(frame, at - 2) == 0x0800 && ip.len() >= 20 && ip[0] >> 4 == 4 && ip[0] & 15 >= 5;
-    let v6 = be16(frame, at - 2) == 0x86dd && ip.len() >= 40 && ip[0] >> 4 == 6;
-    let (addresses, protocol, header_bytes, packet_bytes, fragment) = if v4 {
-        (12..20, ip[9], usize::from(ip[0] & 15) * 4, be16(ip, 2).into(), be16(ip, 6) & 0x3fff != 0)
-    } else if v6 {
-        (8..40, ip[6], 40, 40 + usize::from(be16(ip, 4)), false)
-    } else {
-        return Key { hosts, ports: None };
-    };
-    if !(header_bytes..=ip.len()).contains(&packet_bytes) {
-        return Key { hosts, ports: None };
-    }
-    let transport = &ip[header_bytes..packet_bytes];
-    let tcp_header = transport.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
-    if protocol == 6 && !fragment && !(20..=transport.len()).contains(&tcp_header) {
+    let mut hosts = frame[..network_at(frame)].to_vec();
+    let Some(ip) = Ip::of(frame) else { return Key { hosts, ports: None } };
+    let (addresses, protocol) =
+        if ip.v4 { (&ip.header[12..20], ip.header[9]) } else { (&ip.header[8..], ip.header[6]) };
+    let fragment = ip.v4 && be16(ip.header, 6) & 0x3fff != 0;
+    let tcp_header = ip.payload.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+    if protocol == 6 && !fragment && !(20..=ip.payload.len()).contains(&tcp_header) {
         return Key { hosts, ports: None }; // no receiver makes anything of it
     }
-    hosts.extend(&ip[addresses]);
+    hosts.extend(addresses);
     hosts.push(protocol);
-    let ports = transport.get(..4).filter(|_| !fragment && matches!(protocol, 6 | 17)).map(<[u8]>::to_vec);
+    let ports = ip.payload.get(..4).filter(|_| !fragment && matches!(protocol, 6 | 17)).map(<[u8]>::to_vec);
     Key { hosts, ports }
+}
+
+/// The frame without what may change where packets are put together: padding behind the IP packet is lost, and so are
+/// identifications of packets that DF forbids to fragment, where they mean nothing (RFC 6864).
+pub fn normal(frame: &[u8]) -> Vec<u8> {
+    let Some(ip) = Ip::of(frame) else { return frame.to_vec() };
+    let mut frame = frame[..ip.at + ip.header.len() + ip.payload.len()].to_vec();
+    if ip.v4 && be16(ip.header, 6) == 0x4000 && ones_sum(&[ip.header]) == 0xffff {
+        frame[ip.at + 4..ip.at + 6].fill(0);
+        header_checksum(&mut frame, ip.at);
+    }
+    frame
+}
+
+/// Puts the checksum of the IPv4 header at an offset right.
+pub fn header_checksum(frame: &mut [u8], at: usize) {
+    put16(frame, at + 10, 0);
+    let sum = !ones_sum(&[&frame[at..at + usize::from(frame[at] & 15) * 4]]);
+    put16(frame, at + 10, sum);
 }
 
 /// Panics unless both lists hold the same packets, those of each flow in the same order; fragments in the order of
