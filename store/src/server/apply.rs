@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender};
 
 use raft::eraftpb::Entry;
 
@@ -14,9 +14,6 @@ use crate::wire::command::DecodeError;
 
 /// Batches of entries that may wait for the apply thread.
 pub const TASK_QUEUE: usize = 64;
-/// Changed paths at which the image is written without waiting for its time: a write takes about 5 KiB of memory for each
-/// until it is done.
-const MANY_DIRTY_PATHS: usize = 8192;
 /// Changed paths that the image thread may be behind before applying waits for it.
 const MAX_DIRTY_PATHS: usize = 100_000;
 
@@ -97,10 +94,9 @@ impl Applier {
 
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ApplyError> {
         let mut answers: Vec<(u64, Answer)> = Vec::with_capacity(entries.len());
-        let (applied, dirty_before, dirty) =
+        let (applied, dirty) =
             {
                 let mut machine = self.shared.machine.write();
-                let dirty_before = machine.tree.dirty_len();
                 for entry in entries {
                     let position = Position { index: entry.index, term: entry.term };
                     let applied = machine.apply(position, &entry.data).map_err(|source| {
@@ -111,7 +107,7 @@ impl Applier {
                     }
                 }
                 self.note(&machine);
-                (machine.applied.index, dirty_before, machine.tree.dirty_len())
+                (machine.applied.index, machine.tree.dirty_len())
             };
         if self.shared.reads_wait.load(Ordering::SeqCst) {
             let _ = self.inputs.try_send(Input::Wake);
@@ -130,10 +126,6 @@ impl Applier {
         }
         if dirty > MAX_DIRTY_PATHS {
             self.write_image()?;
-        } else if dirty_before <= MANY_DIRTY_PATHS && dirty > MANY_DIRTY_PATHS {
-            let (nobody, _) = sync_channel(1);
-            // Where there is no room, writes are waiting already.
-            let _ = self.jobs.try_send(Job::Write(nobody));
         }
         Ok(())
     }
@@ -166,7 +158,7 @@ impl Applier {
     }
 
     fn write_image(&self) -> Result<(), ApplyError> {
-        let (sender, receiver) = sync_channel(1);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         self.jobs.send(Job::Write(sender)).map_err(|_| ApplyError::Image)?;
         receiver.recv().map_err(|_| ApplyError::Image)
     }
@@ -177,60 +169,11 @@ impl Applier {
         self.checkpoint = machine.applied.index;
         // The image thread writes it to disk first and only then shows it: were it shown first, a write of what
         // changed could put its position beside the old keys.
-        let (sender, receiver) = sync_channel(1);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let stopped = || "the image thread has stopped".to_owned();
         self.jobs.send(Job::Replace(Box::new(machine), sender)).map_err(|_| stopped())?;
         receiver.recv().map_err(|_| stopped())?;
         self.note(&self.shared.machine.read());
         Ok(())
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::membership::{Member, Membership};
-    use crate::state::Identity;
-    use crate::tree::Op;
-    use crate::wire::command::{Command, Envelope, RequestId};
-
-    /// Sets a key of its own with every entry.
-    fn entries(indexes: std::ops::RangeInclusive<usize>) -> Vec<Entry> {
-        let entry = |index: usize| {
-            let path = format!("/1/k{index}");
-            let op = Op::Set { path, dir: false, value: String::new(), expires_ns: None, refresh: false };
-            let id = RequestId { member: 0, number: 0 };
-            let data = Envelope { id, command: Command::V2(op) }.encode().into();
-            Entry { index: index as u64, term: 1, data, ..Entry::default() }
-        };
-        indexes.map(entry).collect()
-    }
-
-    #[test]
-    fn many_changes_are_written_before_their_time() {
-        let member = Member::bootstrap("n1", &["http://localhost:2380".to_owned()], "t");
-        let machine = Machine::bootstrap(Membership::bootstrap(vec![member]));
-        let shared = Shared::new(Identity { cluster_id: 1, member_id: 2 }, "n1".to_owned(), machine);
-        shared.machine.write().tree.take_dirty();
-        let (jobs, job_queue) = sync_channel(super::super::image::JOB_QUEUE);
-        let mut applier = Applier {
-            shared: Arc::new(shared),
-            tasks: sync_channel(1).1,
-            inputs: sync_channel(1).0,
-            jobs,
-            snapshot_count: u64::MAX / 2,
-            checkpoint: 0,
-        };
-        let half = MANY_DIRTY_PATHS / 2;
-        applier.apply(entries(2..=half)).unwrap();
-        assert!(job_queue.try_recv().is_err(), "there is time");
-        applier.apply(entries(half + 1..=3 * half)).unwrap();
-        assert!(matches!(job_queue.try_recv(), Ok(Job::Write(_))));
-        applier.apply(entries(3 * half + 1..=4 * half)).unwrap();
-        assert!(job_queue.try_recv().is_err(), "it has been asked once");
-        applier.shared.machine.write().tree.take_dirty();
-        applier.apply(entries(4 * half + 1..=7 * half)).unwrap();
-        assert!(matches!(job_queue.try_recv(), Ok(Job::Write(_))), "and it is asked again");
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod mem;
 pub mod sled;
+mod writes;
 
 use crate::machine::Machine;
 use crate::machine::Position;

@@ -1,16 +1,17 @@
 //! The image in sled 0.34.
 //!
-//! One sled tree, so that one batch is one atomic step. Keys: `n` + path for a node, `e` + index of the first (8 bytes,
-//! network order) for some events that follow each other, `m` for the rest (identity, position, index, membership).
-//! Values are postcard; events stand one after the other. sled's own `flush` never calls `fsync` (docs/adr/0002), so [`SledState::sync`] opens its
-//! files a second time and does.
+//! One sled tree, so that one batch is one atomic step; `writes` makes one of many. Keys: `n` + path for a node,
+//! `e` + index of the first (8 bytes, network order) for some events that follow each other, `m` for the rest (identity,
+//! position, index, membership). Values are postcard; events stand one after the other. sled's own `flush` never calls
+//! `fsync` (docs/adr/0002), so [`SledState::sync`] opens its files a second time and does.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sled::{Batch, Db, IVec, Mode};
+use sled::{Db, IVec, Mode};
 
+use super::writes::{ResumeError, Writes, resume};
 use super::{Delta, Identity, StateError, StateStore};
 use crate::machine::{Machine, Position};
 use crate::membership::Membership;
@@ -21,14 +22,11 @@ const KEY_META: &[u8] = b"m";
 /// The version of the image that this build writes. In version 1 each event has a record of its own, which can be read
 /// as it is.
 const VERSION: u8 = 2;
-/// Bytes after which a record of events is full. One operation of a batch costs sled kilobytes of memory until the batch
-/// is done, whatever it holds; and a record must not be so large that rewriting its page is dear.
+/// Bytes after which a record of events is full. An operation costs sled much the same whatever it holds, but a record must
+/// not be so large that rewriting its page is dear.
 const EVENT_RECORD_BYTES: usize = 4 << 10;
 /// sled's page cache. The state lives in memory as a tree, so this only serves the writer.
 const CACHE_BYTES: u64 = 2 << 20;
-/// Operations of a batch for which one round of collecting is enough: a round frees up to 512 objects
-/// (crossbeam-epoch: 8 bags of 64), and an operation leaves about 2.
-const OPERATIONS_PER_ROUND: usize = 64;
 
 #[derive(Serialize, Deserialize)]
 struct Meta {
@@ -41,39 +39,6 @@ struct Meta {
     nodes: u64,
 }
 
-/// A batch that knows how large it is.
-#[derive(Default)]
-struct Writes {
-    batch: Batch,
-    operations: usize,
-}
-
-impl Writes {
-    fn insert(&mut self, key: impl Into<IVec>, value: Vec<u8>) {
-        self.batch.insert(key.into(), value);
-        self.operations += 1;
-    }
-
-    fn remove(&mut self, key: impl Into<IVec>) {
-        self.batch.remove(key.into());
-        self.operations += 1;
-    }
-
-    /// Carries it out in one step, and frees what sled replaced in memory.
-    ///
-    /// sled leaves the old version of every page it touches to crossbeam-epoch, which frees a little at every 128th
-    /// access. A batch is one access, however large: without the rounds here a member whose clients write many keys
-    /// would grow without end.
-    fn apply(self, db: &Db) -> sled::Result<()> {
-        let applied = db.apply_batch(self.batch);
-        // What was left last is free only after the epoch has moved on twice.
-        for _ in 0..self.operations / OPERATIONS_PER_ROUND + 3 {
-            sled::pin().flush();
-        }
-        applied
-    }
-}
-
 /// The image on disk.
 pub struct SledState {
     db: Db,
@@ -82,7 +47,7 @@ pub struct SledState {
 }
 
 impl SledState {
-    /// Opens the image in `dir`, made if it is not there.
+    /// Opens the image in `dir`, made if it is not there, and finishes a write that a crash interrupted.
     ///
     /// # Errors
     /// [`StateError`] if sled cannot.
@@ -94,7 +59,16 @@ impl SledState {
             .flush_every_ms(None);
         let db =
             config.open().map_err(|source| StateError::Engine { dir: dir.display().to_string(), source })?;
-        Ok(SledState { db, dir: dir.to_owned(), identity: None })
+        let state = SledState { db, dir: dir.to_owned(), identity: None };
+        // What another version has begun is not for this one to finish; loading refuses it.
+        let meta = state.db.get(KEY_META).map_err(state.fail())?;
+        if meta.is_some_and(|meta| meta.first() == Some(&VERSION)) {
+            resume(&state.db).map_err(|error| match error {
+                ResumeError::Engine(source) => state.fail()(source),
+                damaged @ ResumeError::Damaged => state.damaged(damaged.to_string()),
+            })?;
+        }
+        Ok(state)
     }
 
     fn fail(&self) -> impl Fn(sled::Error) -> StateError + use<> {
@@ -118,6 +92,40 @@ impl SledState {
             record = rest;
         }
         Ok(())
+    }
+
+    /// What `delta` comes to.
+    fn changes(&mut self, delta: &Delta) -> Result<(Writes, Meta), StateError> {
+        let identity = if let Some(identity) = self.identity {
+            identity
+        } else {
+            let meta = self.db.get(KEY_META).map_err(self.fail())?;
+            let meta = meta.ok_or_else(|| self.damaged("a change came before the first image"))?;
+            self.read::<Meta>(&meta, "its description")?.identity
+        };
+        self.identity = Some(identity);
+        let mut writes = Writes::default();
+        for (path, node) in &delta.nodes {
+            match node {
+                Some(node) => writes.insert(node_key(path), encode(node)),
+                None => writes.remove(node_key(path)),
+            }
+        }
+        for key in self.outlived_events(delta)? {
+            writes.remove(key.to_vec());
+        }
+        for (first, record) in event_records(&delta.events) {
+            writes.insert(event_key(first), record);
+        }
+        let meta = Meta {
+            version: VERSION,
+            identity,
+            applied: delta.applied,
+            index: delta.index,
+            membership: delta.membership.clone(),
+            nodes: delta.len as u64,
+        };
+        Ok((writes, meta))
     }
 
     /// Keys of the records that hold nothing but events which `delta` says to drop.
@@ -160,15 +168,18 @@ impl StateStore for SledState {
     }
 
     fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
-        let mut batch = Writes::default();
+        let mut writes = Writes::default();
         for key in self.db.iter().keys() {
-            batch.remove(key.map_err(self.fail())?);
+            let key = key.map_err(self.fail())?;
+            if key != KEY_META {
+                writes.remove(key.to_vec());
+            }
         }
         for (path, node) in machine.tree.stored_nodes() {
-            batch.insert(node_key(&path), encode(&node));
+            writes.insert(node_key(&path), encode(&node));
         }
         for (first, record) in event_records(machine.tree.history().iter().map(|event| &**event)) {
-            batch.insert(event_key(first), record);
+            writes.insert(event_key(first), record);
         }
         let meta = Meta {
             version: VERSION,
@@ -178,44 +189,14 @@ impl StateStore for SledState {
             membership: machine.membership.clone(),
             nodes: machine.tree.len() as u64,
         };
-        batch.insert(KEY_META, encode(&meta));
-        batch.apply(&self.db).map_err(self.fail())?;
+        writes.commit(&self.db, (KEY_META, encode(&meta))).map_err(self.fail())?;
         self.identity = Some(identity);
         self.sync()
     }
 
     fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
-        let identity = if let Some(identity) = self.identity {
-            identity
-        } else {
-            let meta = self.db.get(KEY_META).map_err(self.fail())?;
-            let meta = meta.ok_or_else(|| self.damaged("a change came before the first image"))?;
-            self.read::<Meta>(&meta, "its description")?.identity
-        };
-        self.identity = Some(identity);
-        let mut batch = Writes::default();
-        for (path, node) in &delta.nodes {
-            match node {
-                Some(node) => batch.insert(node_key(path), encode(node)),
-                None => batch.remove(node_key(path)),
-            }
-        }
-        for key in self.outlived_events(delta)? {
-            batch.remove(key);
-        }
-        for (first, record) in event_records(&delta.events) {
-            batch.insert(event_key(first), record);
-        }
-        let meta = Meta {
-            version: VERSION,
-            identity,
-            applied: delta.applied,
-            index: delta.index,
-            membership: delta.membership.clone(),
-            nodes: delta.len as u64,
-        };
-        batch.insert(KEY_META, encode(&meta));
-        batch.apply(&self.db).map_err(self.fail())
+        let (writes, meta) = self.changes(delta)?;
+        writes.commit(&self.db, (KEY_META, encode(&meta))).map_err(self.fail())
     }
 
     fn sync(&mut self) -> Result<(), StateError> {

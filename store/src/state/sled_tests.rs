@@ -141,3 +141,31 @@ fn an_image_of_version_1_is_read_and_written_on() {
     sled.db.insert(KEY_META, encode(&Meta { version: VERSION + 1, ..meta })).unwrap();
     assert!(sled.load().unwrap_err().to_string().contains("version 3, this program reads 1 to 2"));
 }
+
+/// A member is killed in the middle of a large write.
+#[test]
+fn an_interrupted_write_is_finished_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Identity { cluster_id: 1, member_id: 2 };
+    let mut live = machine();
+    let before = live.snapshot();
+    {
+        let mut sled = open(dir.path());
+        sled.replace(identity, &live).unwrap();
+        live.tree.take_dirty();
+        for n in 0..1000 {
+            let (path, value) = (format!("/1/k{n}"), "v".to_owned());
+            live.tree.apply(&Op::Set { path, dir: false, value, expires_ns: None, refresh: false }).unwrap();
+            live.applied.index += 1;
+        }
+        let delta = Delta::take(&mut live, 0);
+        let (writes, meta) = sled.changes(&delta).unwrap();
+        writes.commit_first(0, &sled.db, (KEY_META, encode(&meta)));
+        assert_eq!(sled.load().unwrap().unwrap().1.snapshot(), before);
+        let (writes, meta) = sled.changes(&delta).unwrap();
+        writes.commit_first(2, &sled.db, (KEY_META, encode(&meta)));
+        assert!(sled.load().is_err(), "what is half done is not taken for whole");
+    }
+    let sled = open(dir.path());
+    assert_eq!(sled.load().unwrap().unwrap().1.snapshot(), live.snapshot());
+}
