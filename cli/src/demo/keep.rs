@@ -124,13 +124,18 @@ pub(crate) fn record(
 pub(crate) fn forget(kept: &Kept) -> Result<()> {
     let mut complaints = Vec::new();
     for name in &kept.names {
-        // Not mounted when it was never made or already taken away; the file is what counts.
-        let _ = umount2(name, MntFlags::MNT_DETACH);
-        complaints.extend(remove(name));
+        complaints.extend(unname(name));
     }
     complaints.extend(remove(&kept.file));
     ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
     Ok(())
+}
+
+/// Takes a name away; what went wrong.
+fn unname(name: &Path) -> Option<String> {
+    // Not mounted when it was never made or already taken away; the file is what counts.
+    let _ = umount2(name, MntFlags::MNT_DETACH);
+    remove(name)
 }
 
 fn remove(file: &Path) -> Option<String> {
@@ -151,6 +156,10 @@ fn mount_names(kept: &Kept) -> Result<()> {
     }
     DirBuilder::new().recursive(true).mode(0o755).create(NAMES_DIR).context(NAMES_DIR)?;
     for (name, held) in kept.names.iter().zip(&kept.networks) {
+        // There was no record, so a name that is there belongs to no demo: its record was removed by hand.
+        if let Some(why) = unname(name) {
+            bail!("{why}");
+        }
         File::create_new(name).with_context(|| format!("{}", name.display()))?;
         let source = PathBuf::from(format!("/proc/{}/fd/{}", kept.pid, held.fd));
         mount(Some(&source), name, None::<&str>, MsFlags::MS_BIND, None::<&str>)
