@@ -176,7 +176,7 @@ impl Packet {
             (false, _) => 5,
         };
         let (frame, start, offset) = self.unfilled();
-        vnet(gso, self.headers_bytes(), size, start, offset, &frame)
+        vnet(gso, self.headers_bytes(), size.into(), start, offset, &frame)
     }
 
     /// As the kernel hands it to a TAP when it leaves only the checksum to the reader.
@@ -210,9 +210,10 @@ fn settle(tcp: &mut TcpHeader, checksum: impl Fn(&TcpHeader) -> u16) {
     tcp.checksum = checksum(tcp);
 }
 
-fn vnet(gso: u8, hdr_len: usize, size: u16, start: usize, offset: usize, frame: &[u8]) -> Vec<u8> {
+/// A frame behind a virtio-net header that asks for its checksum.
+pub fn vnet(gso: u8, hdr_len: usize, size: usize, start: usize, offset: usize, frame: &[u8]) -> Vec<u8> {
     let mut out = vec![1, gso];
-    for number in [hdr_len, size.into(), start, offset] {
+    for number in [hdr_len, size, start, offset] {
         out.extend(u16::try_from(number).unwrap().to_le_bytes());
     }
     out.extend(frame);
@@ -442,6 +443,9 @@ pub fn key(frame: &[u8]) -> Key {
     let tcp_header = ip.payload.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
     if protocol == 6 && !fragment && !(20..=ip.payload.len()).contains(&tcp_header) {
         return Key { hosts, ports: None }; // no receiver makes anything of it
+    }
+    if protocol == 17 && !fragment && ip.payload.len() < 8 {
+        return Key { hosts, ports: None }; // nor of this
     }
     hosts.extend(addresses);
     hosts.push(protocol);
