@@ -39,10 +39,14 @@ mod traffic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
 /// Options of `cli demo`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cli demo                 build everything, show it, take it down
+  cli demo --datapath rust the same without the kernel's VXLAN device
   cli demo --keep          the same, but leave the cluster up
   cli demo --down          take down what --keep left up")]
 pub(crate) struct DemoArgs {
@@ -51,12 +55,16 @@ pub(crate) struct DemoArgs {
     keep: bool,
 
     /// Take down the cluster that --keep left up
-    #[arg(long, conflicts_with_all = ["keep", "bin_dir"])]
+    #[arg(long, conflicts_with_all = ["keep", "bin_dir", "datapath"])]
     down: bool,
 
     /// Directory of the `store` and `overlayd` programs [default: where this program is]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
+
+    /// What carries the overlay's packets: the kernel's VXLAN device or overlayd itself
+    #[arg(long, value_enum, default_value_t)]
+    datapath: Datapath,
 
     /// Show the command lines too
     #[arg(short, long)]
@@ -67,6 +75,29 @@ pub(crate) struct DemoArgs {
     stage: Option<PathBuf>,
 }
 
+/// overlayd's `-datapath`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Datapath {
+    /// The kernel's where there is one, else overlayd's own
+    #[default]
+    Auto,
+    /// The kernel's
+    Kernel,
+    /// overlayd's own
+    Rust,
+}
+
+impl Datapath {
+    /// The flag's value.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Datapath::Auto => "auto",
+            Datapath::Kernel => "kernel",
+            Datapath::Rust => "rust",
+        }
+    }
+}
+
 /// Runs the demo; to be called before the process has a second thread.
 ///
 /// # Errors
@@ -75,6 +106,8 @@ pub(crate) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     match args {
         DemoArgs { stage: Some(plan), .. } => stage::run(&plan),
         DemoArgs { down: true, .. } => keep::down(),
-        DemoArgs { keep, bin_dir, verbose, .. } => supervisor::run(keep, bin_dir, verbose),
+        DemoArgs { keep, bin_dir, datapath, verbose, .. } => {
+            supervisor::run(keep, bin_dir, datapath, verbose)
+        }
     }
 }

@@ -108,7 +108,16 @@ impl Scene {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self) -> Result<Process> {
-        Process::spawn("cli demo", self.cli(&["demo"])?, &self.tmp.path().with_extension("log"))
+        self.start_with(&[])
+    }
+
+    /// As [`Scene::start`], with options.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(&self, options: &[&str]) -> Result<Process> {
+        let args = [&["demo"], options].concat();
+        Process::spawn("cli demo", self.cli(&args)?, &self.tmp.path().with_extension("log"))
     }
 
     /// Runs `cli demo --keep`.

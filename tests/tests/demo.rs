@@ -62,6 +62,19 @@ fn the_demo_succeeds_and_leaves_nothing() -> Result<()> {
 }
 
 #[test]
+fn the_demo_also_succeeds_without_the_kernels_vxlan_device() -> Result<()> {
+    let _turn = one_at_a_time();
+    programs::require_root()?;
+    let scene = Scene::new()?;
+    let mut demo = scene.start_with(&["--datapath", "rust", "--verbose"])?;
+    let status = demo.wait_exit(PATIENCE)?;
+    let log = demo.log();
+    ensure!(status.success(), "cli demo --datapath rust: {status}\n{log}");
+    ensure!(log.contains("-datapath=rust"), "overlayd was not told:\n{log}");
+    scene.nothing_is_left()
+}
+
+#[test]
 fn an_interrupted_demo_leaves_nothing() -> Result<()> {
     let _turn = one_at_a_time();
     programs::require_root()?;

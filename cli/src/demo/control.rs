@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::Datapath;
+
 /// The plan's name inside the demo's directory.
 pub(crate) const PLAN_FILE: &str = "plan.json";
 
@@ -25,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) overlayd: PathBuf,
     /// This program.
     pub(crate) cli: PathBuf,
+    /// What carries the overlay's packets.
+    pub(crate) datapath: Datapath,
     /// Stay up after the last step.
     pub(crate) keep: bool,
     /// Say more.

@@ -193,7 +193,7 @@ impl Demo {
             self.reporter.detail(&format!("without --ip-masq, as {why}"));
         }
         for site in &self.lab.sites {
-            let args = overlayd_args(&site.host, &self.paths, masquerade.is_ok());
+            let args = overlayd_args(&site.host, &self.paths, masquerade.is_ok(), self.plan.datapath);
             self.trace_command(site.host.name, &self.plan.overlayd, &args);
             let name = format!("overlayd-{}", site.host.name);
             self.overlayds.push(Daemon::start(&name, &site.net, &self.plan.overlayd, &args, &self.paths)?);

@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
+use super::Datapath;
 use super::control::{FromStage, Held, PLAN_FILE, Plan, ToStage, decode, encode};
 use super::keep::{self, Kept};
 use super::privilege::{self, Privilege};
@@ -35,7 +36,12 @@ const GONE_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// What keeps it from starting, or what it leaves behind.
-pub(crate) fn run(keep: bool, bin_dir: Option<PathBuf>, verbose: bool) -> Result<ExitCode> {
+pub(crate) fn run(
+    keep: bool,
+    bin_dir: Option<PathBuf>,
+    datapath: Datapath,
+    verbose: bool,
+) -> Result<ExitCode> {
     let reporter = Reporter::new(verbose);
     let cli = env::current_exe().context("cannot tell where this program is")?;
     let bin_dir = match bin_dir {
@@ -59,7 +65,7 @@ pub(crate) fn run(keep: bool, bin_dir: Option<PathBuf>, verbose: bool) -> Result
         .prefix("weft-demo-")
         .tempdir()
         .with_context(|| format!("cannot make a directory in {}", env::temp_dir().display()))?;
-    let plan = Plan { work_dir: work_dir.path().to_owned(), store, overlayd, cli, keep, verbose };
+    let plan = Plan { work_dir: work_dir.path().to_owned(), store, overlayd, cli, datapath, keep, verbose };
     let plan_file = work_dir.path().join(PLAN_FILE);
     fs::write(&plan_file, serde_json::to_vec(&plan)?).with_context(|| format!("{}", plan_file.display()))?;
     let mut watch = Watch { privilege, record, networks: Vec::new(), pid_namespace: None };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use super::Datapath;
 use super::link::Cidr;
 
 /// The network configuration the tutorial writes, byte for byte.
@@ -168,7 +169,7 @@ pub(crate) fn store_args(host: &Host, paths: &Paths) -> Vec<String> {
 
 /// overlayd's command line on `host`: the tutorial's, with files below the demo's directory and a client
 /// certificate of its own in place of the server's.
-pub(crate) fn overlayd_args(host: &Host, paths: &Paths, ip_masq: bool) -> Vec<String> {
+pub(crate) fn overlayd_args(host: &Host, paths: &Paths, ip_masq: bool, datapath: Datapath) -> Vec<String> {
     let mut args = vec![
         format!("--etcd-endpoints={}", endpoints().join(",")),
         format!("-etcd-cafile={}", paths.ca().display()),
@@ -176,6 +177,10 @@ pub(crate) fn overlayd_args(host: &Host, paths: &Paths, ip_masq: bool) -> Vec<St
         format!("-etcd-keyfile={}", paths.key("overlay").display()),
         format!("-subnet-file={}", paths.subnet_env(host).display()),
     ];
+    // The command line is the tutorial's as long as nobody asks for more.
+    if datapath != Datapath::Auto {
+        args.push(format!("-datapath={}", datapath.as_str()));
+    }
     if ip_masq {
         args.insert(0, "--ip-masq".to_owned());
     }
@@ -245,8 +250,10 @@ mod tests {
     #[test]
     fn overlayd_masquerades_only_when_told() {
         let paths = Paths::new(Path::new("/d"));
-        assert_eq!(overlayd_args(&HOSTS[0], &paths, true)[0], "--ip-masq");
-        assert!(!overlayd_args(&HOSTS[0], &paths, false).iter().any(|arg| arg.contains("masq")));
+        assert_eq!(overlayd_args(&HOSTS[0], &paths, true, Datapath::Auto)[0], "--ip-masq");
+        assert!(
+            !overlayd_args(&HOSTS[0], &paths, false, Datapath::Auto).iter().any(|arg| arg.contains("masq"))
+        );
     }
 
     #[test]
