@@ -3,6 +3,7 @@
 //! The image may lag behind the log, which is the durable truth: at start the entries after the image's
 //! position are applied again. Before entries are dropped from the log the image is made durable.
 
+mod files;
 pub mod mem;
 pub mod sled;
 mod writes;

@@ -3,15 +3,15 @@
 //! One sled tree, so that one batch is one atomic step; `writes` makes one of many. Keys: `n` + path for a node,
 //! `e` + index of the first (8 bytes, network order) for some events that follow each other, `m` for the rest (identity,
 //! position, index, membership). Values are postcard; events stand one after the other. sled's own `flush` never calls
-//! `fsync` (docs/adr/0002), so [`SledState::sync`] opens its files a second time and does.
+//! `fsync` (docs/adr/0002); `files` does.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sled::{Db, IVec, Mode};
 
-use super::writes::{ResumeError, Writes, resume};
+use super::files::Files;
+use super::writes::{WriteError, Writes, resume};
 use super::{Delta, Identity, StateError, StateStore};
 use crate::machine::{Machine, Position};
 use crate::membership::Membership;
@@ -42,8 +42,10 @@ struct Meta {
 /// The image on disk.
 pub struct SledState {
     db: Db,
-    dir: PathBuf,
+    files: Files,
     identity: Option<Identity>,
+    /// A write has failed: nothing may follow it until the next start has put it right.
+    failed: bool,
 }
 
 impl SledState {
@@ -52,6 +54,7 @@ impl SledState {
     /// # Errors
     /// [`StateError`] if sled cannot.
     pub fn open(dir: &Path) -> Result<SledState, StateError> {
+        let files = Files::prepare(dir)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE_BYTES)
@@ -59,25 +62,46 @@ impl SledState {
             .flush_every_ms(None);
         let db =
             config.open().map_err(|source| StateError::Engine { dir: dir.display().to_string(), source })?;
-        let state = SledState { db, dir: dir.to_owned(), identity: None };
+        files.sync()?;
+        let mut state = SledState { db, files, identity: None, failed: false };
         // What another version has begun is not for this one to finish; loading refuses it.
         let meta = state.db.get(KEY_META).map_err(state.fail())?;
         if meta.is_some_and(|meta| meta.first() == Some(&VERSION)) {
-            resume(&state.db).map_err(|error| match error {
-                ResumeError::Engine(source) => state.fail()(source),
-                damaged @ ResumeError::Damaged => state.damaged(damaged.to_string()),
-            })?;
+            let resumed = resume(&state.db, || state.files.settle(&state.db));
+            state.done(resumed)?;
         }
         Ok(state)
     }
 
+    fn commit(&mut self, writes: Writes, meta: &Meta) -> Result<(), StateError> {
+        if self.failed {
+            return Err(self.damaged("an earlier write of it failed; restart this member"));
+        }
+        let committed = writes.commit(&self.db, (KEY_META, encode(meta)), || self.files.settle(&self.db));
+        self.done(committed)
+    }
+
+    /// After a failure sled would wait without end when it is dropped, for a page that no one will write, and might
+    /// write half a batch. So it is never dropped.
+    fn done(&mut self, written: Result<(), WriteError>) -> Result<(), StateError> {
+        written.map_err(|error| {
+            self.failed = true;
+            std::mem::forget(self.db.clone());
+            match error {
+                WriteError::Engine(source) => self.fail()(source),
+                WriteError::Sync(error) => error,
+                WriteError::Damaged => self.damaged(error.to_string()),
+            }
+        })
+    }
+
     fn fail(&self) -> impl Fn(sled::Error) -> StateError + use<> {
-        let dir = self.dir.display().to_string();
+        let dir = self.files.dir().display().to_string();
         move |source| StateError::Engine { dir: dir.clone(), source }
     }
 
     fn damaged(&self, what: impl Into<String>) -> StateError {
-        StateError::Damaged { dir: self.dir.display().to_string(), what: what.into() }
+        StateError::Damaged { dir: self.files.dir().display().to_string(), what: what.into() }
     }
 
     fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8], what: &str) -> Result<T, StateError> {
@@ -189,42 +213,21 @@ impl StateStore for SledState {
             membership: machine.membership.clone(),
             nodes: machine.tree.len() as u64,
         };
-        writes.commit(&self.db, (KEY_META, encode(&meta))).map_err(self.fail())?;
+        self.commit(writes, &meta)?;
         self.identity = Some(identity);
         self.sync()
     }
 
     fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
         let (writes, meta) = self.changes(delta)?;
-        writes.commit(&self.db, (KEY_META, encode(&meta))).map_err(self.fail())
+        self.commit(writes, &meta)
     }
 
     fn sync(&mut self) -> Result<(), StateError> {
-        self.db.flush().map_err(self.fail())?;
-        sync_tree(&self.dir)
+        let flushed = self.db.flush().map_err(WriteError::from);
+        let synced = flushed.and_then(|_| Ok(self.files.sync()?));
+        self.done(synced)
     }
-}
-
-/// Syncs every file below `dir`, and the directories themselves.
-fn sync_tree(dir: &Path) -> Result<(), StateError> {
-    let fail = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| StateError::Sync { path, source }
-    };
-    for entry in fs::read_dir(dir).map_err(fail(dir))? {
-        let path = entry.map_err(fail(dir))?.path();
-        if path.is_dir() {
-            sync_tree(&path)?;
-            continue;
-        }
-        match File::open(&path) {
-            Ok(file) => file.sync_all().map_err(fail(&path))?,
-            // sled removes its old index snapshots whenever it likes.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fail(&path)(error)),
-        }
-    }
-    File::open(dir).and_then(|file| file.sync_all()).map_err(fail(dir))
 }
 
 fn node_key(path: &str) -> Vec<u8> {
@@ -254,3 +257,7 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 #[path = "sled_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "power_tests.rs"]
+mod power_tests;

@@ -169,3 +169,50 @@ fn an_interrupted_write_is_finished_at_the_next_start() {
     let sled = open(dir.path());
     assert_eq!(sled.load().unwrap().unwrap().1.snapshot(), live.snapshot());
 }
+
+/// A member is killed while sled opens the image: what it had not finished is not taken for the newest.
+#[test]
+fn an_unfinished_snapshot_of_the_index_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = machine();
+    open(dir.path()).replace(Identity { cluster_id: 1, member_id: 2 }, &live).unwrap();
+    let unfinished = dir.path().join("snap.7FFFFFFFFFFFFFFF.generating");
+    std::fs::write(&unfinished, b"").unwrap();
+    assert_eq!(open(dir.path()).load().unwrap().unwrap().1.snapshot(), live.snapshot());
+    assert!(!unfinished.exists());
+}
+
+/// Nothing follows a write that failed: its journal may be there, and would be carried out over what follows.
+#[test]
+fn after_a_failed_write_there_is_no_other_and_the_next_start_puts_it_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Identity { cluster_id: 1, member_id: 2 };
+    let mut live = machine();
+    let copy = tempfile::tempdir().unwrap();
+    let mut sled = open(dir.path());
+    sled.replace(identity, &live).unwrap();
+    live.tree.take_dirty();
+    for n in 0..2000 {
+        let (path, value) = (format!("/1/k{n}"), "v".to_owned());
+        live.tree.apply(&Op::Set { path, dir: false, value, expires_ns: None, refresh: false }).unwrap();
+        live.applied.index += 1;
+    }
+    let after = live.snapshot();
+    let (writes, meta) = sled.changes(&Delta::take(&mut live, 0)).unwrap();
+    let mut syncs = 0;
+    let failed = writes.commit(&sled.db, (KEY_META, encode(&meta)), || {
+        sled.db.flush().unwrap();
+        syncs += 1;
+        if syncs < 3 { Ok(()) } else { Err(sled.damaged("the disk is full")) }
+    });
+    assert!(sled.done(failed).unwrap_err().to_string().contains("the disk is full"));
+    let refused = sled.write(&change(&mut live, 1)).unwrap_err().to_string();
+    assert!(refused.contains("restart"), "{refused}");
+    let refused = sled.replace(identity, &live).unwrap_err().to_string();
+    assert!(refused.contains("restart"), "{refused}");
+    // The process ends: what it has written stays. (sled itself is not closed, nor its lock let go of.)
+    let copied =
+        std::process::Command::new("cp").arg("-a").arg(dir.path()).arg(copy.path().join("image")).status();
+    assert!(copied.unwrap().success());
+    assert_eq!(open(&copy.path().join("image")).load().unwrap().unwrap().1.snapshot(), after);
+}

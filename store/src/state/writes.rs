@@ -5,15 +5,23 @@
 //! by piece to its place; at last the journal goes. A crash before the journal is whole leaves the old state. A crash after
 //! that leaves the journal, and [`resume`] carries it out again. Every operation says what is there afterwards, so that
 //! once more does no harm.
+//!
+//! After every batch the caller makes its files durable. sled writes new pages over the place of those that a finished
+//! batch replaced, and takes a batch for finished when it has written it, not when the disk has it. Were there two
+//! batches between two syncs, a power loss could take the new version of a page and leave nothing of the old one: also
+//! of what an earlier sync had covered.
 
 use std::collections::BTreeMap;
 
 use sled::{Batch, Db};
 
-/// Operations that go into one batch.
-const PIECE: usize = 256;
-/// Bytes after which a record of the journal is full.
-const RECORD_BYTES: usize = 16 << 10;
+use super::StateError;
+
+/// Operations that go into one batch: more take more memory, fewer more syncs.
+const PIECE: usize = 512;
+/// Bytes after which a record of the journal is full. sled keeps up to 17 on a page, and a page of more than 128 KiB in a
+/// file of its own, whose loss in a crash it does not notice.
+const RECORD_BYTES: usize = 6 << 10;
 /// Operations after which one round of collecting is enough: a round frees up to 512 objects (crossbeam-epoch: 8 bags of
 /// 64), and an operation leaves about 2.
 const OPERATIONS_PER_ROUND: usize = 64;
@@ -23,13 +31,16 @@ const JOURNAL: &[u8] = b"j";
 /// A key and its new value, `None` if it goes.
 type Operation = (Vec<u8>, Option<Vec<u8>>);
 
-/// Why a journal could not be carried out.
+/// Why changes could not be made, or a journal not be carried out.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ResumeError {
+pub(super) enum WriteError {
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] sled::Error),
-    /// It is not what [`Writes::commit`] wrote.
+    /// A batch could not be made durable.
+    #[error(transparent)]
+    Sync(#[from] StateError),
+    /// The journal is not what [`Writes::commit`] wrote.
     #[error("its journal is unreadable")]
     Damaged,
 }
@@ -53,12 +64,19 @@ impl Writes {
     }
 
     /// Makes the changes, all or none. `head` is a key and its value that is set with the first batch: what reads it
-    /// without [`resume`] can tell from it that there may be more to do.
+    /// without [`resume`] can tell from it that there may be more to do. `sync` makes durable what is there, after every
+    /// batch.
     ///
     /// # Errors
-    /// What sled says; the next start finds the old state or the new one.
-    pub(super) fn commit(self, db: &Db, head: (&[u8], Vec<u8>)) -> sled::Result<()> {
-        self.plan(head).steps().try_for_each(|step| step.apply(db))
+    /// [`WriteError`]; the next start finds the old state or the new one. Nothing else may be written before that, for
+    /// the journal may be there.
+    pub(super) fn commit(
+        self,
+        db: &Db,
+        head: (&[u8], Vec<u8>),
+        sync: impl FnMut() -> Result<(), StateError>,
+    ) -> Result<(), WriteError> {
+        self.plan(head).carry_out(db, sync)
     }
 
     /// What a crash after so many batches leaves.
@@ -85,21 +103,21 @@ impl Writes {
     }
 }
 
-/// Finishes what a crash interrupted.
+/// Finishes what a crash interrupted; `sync` as for [`Writes::commit`].
 ///
 /// # Errors
-/// [`ResumeError`].
-pub(super) fn resume(db: &Db) -> Result<(), ResumeError> {
+/// [`WriteError`].
+pub(super) fn resume(db: &Db, sync: impl FnMut() -> Result<(), StateError>) -> Result<(), WriteError> {
     let mut plan = Plan { first: None, operations: Vec::new(), records: 0 };
     for record in db.scan_prefix(JOURNAL).values() {
-        let operations: Vec<Operation> = postcard::from_bytes(&record?).map_err(|_| ResumeError::Damaged)?;
+        let operations: Vec<Operation> = postcard::from_bytes(&record?).map_err(|_| WriteError::Damaged)?;
         plan.operations.extend(operations);
         plan.records += 1;
     }
     if plan.records > 0 {
         tracing::info!(operations = plan.operations.len(), "finishing an interrupted write of the state");
     }
-    Ok(plan.steps().try_for_each(|step| step.apply(db))?)
+    plan.carry_out(db, sync)
 }
 
 /// How a change is made.
@@ -113,6 +131,18 @@ struct Plan {
 }
 
 impl Plan {
+    fn carry_out(
+        mut self,
+        db: &Db,
+        mut sync: impl FnMut() -> Result<(), StateError>,
+    ) -> Result<(), WriteError> {
+        for step in self.steps() {
+            step.apply(db)?;
+            sync()?;
+        }
+        Ok(())
+    }
+
     /// The batches in order, each made when its turn comes.
     fn steps(&mut self) -> impl Iterator<Item = Step> {
         let pieces = self.operations.chunks(PIECE).map(|piece| {
@@ -215,12 +245,12 @@ mod tests {
     /// Wherever it is cut off, the next start finds the old state or the new one and no journal.
     #[test]
     fn a_change_that_is_cut_off_is_made_whole_or_not_at_all() {
-        let change = || change(400, 900);
+        let change = || change(400, 1300);
         let steps = change().plan((HEAD, vec![2])).steps().count();
         assert!(steps > 4, "a journal, pieces and the end of the journal");
         for cut in 0..=steps {
             let db = fresh();
-            super::tests::change(0, 1000).commit(&db, (HEAD, vec![1])).unwrap();
+            super::tests::change(0, 1000).commit(&db, (HEAD, vec![1]), || Ok(())).unwrap();
             let old = content(&db);
             let mut new = old.clone();
             for (key, value) in change().operations {
@@ -231,7 +261,7 @@ mod tests {
             }
             new.insert(HEAD.to_vec(), vec![2]);
             change().commit_first(cut, &db, (HEAD, vec![2]));
-            resume(&db).unwrap();
+            resume(&db, || Ok(())).unwrap();
             assert!(
                 content(&db) == if cut == 0 { old } else { new },
                 "cut off after {cut} of {steps} batches"
@@ -260,6 +290,6 @@ mod tests {
     fn a_journal_that_cannot_be_read_is_reported() {
         let db = fresh();
         db.insert(journal_key(0), vec![9, 9]).unwrap();
-        assert_eq!(resume(&db).unwrap_err().to_string(), "its journal is unreadable");
+        assert_eq!(resume(&db, || Ok(())).unwrap_err().to_string(), "its journal is unreadable");
     }
 }
