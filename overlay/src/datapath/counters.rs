@@ -78,6 +78,9 @@ drops! {
     SendFailed = "send_failed", "the kernel refused the datagram: check route, firewall and link to the peer";
     /// The socket's send buffer or the uplink's queue was full. Normal under overload: the uplink is the bottleneck.
     SendFull = "send_full", "uplink slower than the load: normal in bursts, else see its queue and `net.core.wmem_max`";
+    /// Datagrams came faster than the worker took them, and the receiving socket's buffer ran full. One stands for a
+    /// whole run where the kernel had glued datagrams together. The machine, or the one worker, is the bottleneck.
+    ReceiveFull = "receive_full", "datagrams arrive faster than they are carried: more -datapath-queues, or a faster CPU";
     /// The TAP's queue was full. The host's stack does not keep up with what arrives.
     TapFull = "tap_full", "the host's network stack is overloaded: look at softirq time";
     /// The TAP refused a frame: the device is down (`EIO`), or the kernel found the frame or its offload header

@@ -34,6 +34,10 @@ pub trait Wire {
     /// The socket is broken.
     fn receive(&mut self, buffers: &mut [Box<[u8]>], out: &mut Vec<Received>) -> io::Result<usize>;
 
+    /// How many datagrams (or runs of them) were lost so far because nobody received them in time, modulo 2^32; as far
+    /// as is known from those received since.
+    fn overflows(&self) -> u32;
+
     /// Sends through one socket. Returns how many messages were taken, and why the next one was not.
     fn send(&mut self, socket: u32, messages: &[Message<'_>]) -> (usize, Option<io::Error>);
 
@@ -76,6 +80,10 @@ impl Wire for Sockets {
 
     fn receive(&mut self, buffers: &mut [Box<[u8]>], out: &mut Vec<Received>) -> io::Result<usize> {
         self.receive.receive(buffers, out)
+    }
+
+    fn overflows(&self) -> u32 {
+        self.receive.overflows()
     }
 
     fn send(&mut self, socket: u32, messages: &[Message<'_>]) -> (usize, Option<io::Error>) {

@@ -6,32 +6,32 @@
 
 mod abi;
 pub mod answer;
+mod assemble;
 pub mod capture;
 pub mod checksum;
-pub mod counters;
-pub mod holder;
-pub mod pcapng;
-pub mod recording;
-pub mod selftest;
-pub mod socket;
-mod split;
-mod sys;
-pub mod status;
-pub mod table;
-pub mod tap;
-pub mod vnet;
-pub mod wait;
-mod assemble;
 mod coalesce;
+pub mod counters;
 pub mod decap;
 pub mod encap;
 pub mod engine;
 pub mod frame;
+pub mod holder;
 pub mod io;
 mod outbox;
+pub mod pcapng;
 pub mod pieces;
+pub mod recording;
 pub mod segment;
+pub mod selftest;
+pub mod socket;
 mod spin;
+mod split;
+pub mod status;
+mod sys;
+pub mod table;
+pub mod tap;
+pub mod vnet;
+pub mod wait;
 mod worker;
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ pub(crate) struct Worker<P, W> {
     datagrams: Vec<Box<[u8]>>,
     received: Vec<Received>,
     offered: usize,
+    /// What the socket had lost when it was last asked.
+    overflows: u32,
     outbox: Outbox,
     slices: Vec<IoSlice<'static>>,
     too_big: Bucket,
@@ -113,6 +115,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             datagrams: buffers(RECEIVE_MAX, decap::BUFFER_BYTES),
             received: Vec::with_capacity(RECEIVE_MAX),
             offered: RECEIVE_MIN,
+            overflows: 0,
             outbox: Outbox::new(peer_port),
             slices: Vec::with_capacity(1024),
             too_big: Bucket { since: Instant::now(), used: 0 },
@@ -197,9 +200,13 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             self.common.capture.frame(Direction::Outbound, SystemTime::now, &[frame]);
         }
         let place = u32::try_from(index).unwrap_or(0);
+        let destination = mac_at(buffer[..length].iter(), VNET_BYTES);
         match self.encap.push(&self.table, buffer, place, length) {
             Pushed::Queued => {}
-            Pushed::Dropped(reason) => self.counters.count_drop(reason, 1),
+            Pushed::Dropped(reason) => {
+                self.counters.count_drop(reason, 1);
+                self.dropped_of(destination, 1);
+            }
             Pushed::Answered(answered) => {
                 bump(
                     match answered {
@@ -212,11 +219,19 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             }
             Pushed::TooBig => {
                 self.counters.count_drop(Drop::TooBig, 1);
+                self.dropped_of(destination, 1);
                 if self.too_big.take() {
                     bump(&self.counters.too_big_signalled, 1);
                     self.reply();
                 }
             }
+        }
+    }
+
+    /// Counts dropped frames with the peer that has this MAC, if one has.
+    fn dropped_of(&self, mac: Option<[u8; 6]>, frames: u64) {
+        if let Some(peer) = mac.and_then(|mac| self.table.by_mac(mac)) {
+            self.table.entry(peer).counters.count_drop(frames);
         }
     }
 
@@ -248,6 +263,12 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         };
         if got == 0 {
             return false;
+        }
+        let overflows = self.wire.overflows();
+        let lost = overflows.wrapping_sub(self.overflows);
+        if lost > 0 {
+            self.overflows = overflows;
+            self.counters.count_drop(Drop::ReceiveFull, lost.into());
         }
         self.counters.receive_batch.record(got);
         self.decap.clear();
@@ -297,16 +318,28 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
                 parts[0] = &parts[0][VNET_BYTES..];
                 self.common.capture.frame(Direction::Inbound, SystemTime::now, &parts);
             }
-            match self.port.write(&slices) {
-                Ok(()) => self.counters.decap.add(write.packets as u64, write.bytes as u64),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
-                    self.counters.count_drop(Drop::TapFull, write.packets as u64);
-                }
-                Err(_) => self.counters.count_drop(Drop::TapFailed, write.packets as u64),
+            if let Err(error) = self.port.write(&slices) {
+                let full = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory);
+                let reason = if full { Drop::TapFull } else { Drop::TapFailed };
+                self.counters.count_drop(reason, write.packets as u64);
+                let source = mac_at(slices.iter().flat_map(|slice| slice.iter()), VNET_BYTES + 6);
+                self.dropped_of(source, write.packets as u64);
+            } else {
+                self.counters.decap.add(write.packets as u64, write.bytes as u64);
             }
         }
         self.slices = recycle(slices);
     }
+}
+
+/// The six bytes at an offset, if there are so many.
+fn mac_at<'a>(bytes: impl Iterator<Item = &'a u8>, at: usize) -> Option<[u8; 6]> {
+    let mut bytes = bytes.skip(at);
+    let mut mac = [0; 6];
+    for byte in &mut mac {
+        *byte = *bytes.next()?;
+    }
+    Some(mac)
 }
 
 #[cfg(test)]

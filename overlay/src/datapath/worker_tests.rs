@@ -46,6 +46,7 @@ struct Kernel {
     asleep: bool,
     refuse: Refuse<Sent>,
     refuse_write: Refuse<[u8]>,
+    overflows: u32,
 }
 
 struct Shore {
@@ -109,6 +110,10 @@ impl Wire for Memory {
             }
             Ok(out.len())
         })
+    }
+
+    fn overflows(&self) -> u32 {
+        self.0.with(|kernel| kernel.overflows)
     }
 
     fn send(&mut self, socket: u32, messages: &[Message<'_>]) -> (usize, Option<io::Error>) {
@@ -346,6 +351,7 @@ fn what_is_too_long_is_answered_at_a_bounded_rate() {
     assert!(rig.sent().is_empty());
     let counted = rig.counters.snapshot();
     assert_eq!((counted.dropped(Drop::TooBig), counted.too_big_signalled, counted.tap_writes), (1, 1, 1));
+    assert_eq!(rig.table.current().entry(0).counters.snapshot().dropped, 1);
 
     let mut bucket = Bucket { since: Instant::now(), used: 0 };
     assert_eq!((0..1000).filter(|_| bucket.take()).count(), TOO_BIG_PER_S as usize);
@@ -440,6 +446,19 @@ mod refusals {
         assert_eq!(rig.written().len(), 2);
         assert_eq!((rig.dropped(Drop::TapFailed), rig.dropped(Drop::TapFull)), (2, 2));
         assert_eq!(rig.counters.snapshot().decap.frames, 2);
+        assert_eq!(rig.table.current().entry(0).counters.snapshot().dropped, 4);
+    }
+
+    #[test]
+    fn what_the_full_socket_lost_is_counted_also_when_its_count_begins_anew() {
+        let rig = Rig::new(Duration::ZERO);
+        for (overflows, lost) in [(0, 0), (3, 3), (3, 3), (u32::MAX, u64::from(u32::MAX)), (1, (1 << 32) + 1)]
+        {
+            rig.shore.with(|kernel| kernel.overflows = overflows);
+            rig.peer_sends([back(udp(7)).frame()]);
+            rig.settle();
+            assert_eq!(rig.dropped(Drop::ReceiveFull), lost);
+        }
     }
 
     #[test]
@@ -507,7 +526,8 @@ fn everything_that_came_is_carried_or_counted_as_dropped() {
             ("wrong_vni", 1),
         ]
     );
-    assert_eq!(rig.table.current().entry(0).counters.snapshot().dropped, 2, "spoofed, and marked");
+    let peer = rig.table.current().entry(0).counters.snapshot();
+    assert_eq!(peer.dropped, 3, "spoofed, marked, and not to be cut");
 }
 
 #[test]
