@@ -1,7 +1,7 @@
 //! The replicated store: an etcd v2 compatible key-value store over Raft, and its client.
 //!
-//! The pure parts ([`tree`], [`machine`], [`membership`], [`wire`], [`node`], [`config`], [`flags`]) decide
-//! and can be tested without sockets, clocks or files; the shells ([`log`], [`state`], [`server`],
+//! The pure parts ([`tree`], [`machine`], [`membership`], [`wire`], [`node`], [`replica`], [`config`], [`flags`])
+//! decide and can be tested without sockets, clocks or files; the shells ([`log`], [`state`], [`server`],
 //! [`client`]) move bytes. The feature `client` alone builds [`client`] and [`flags`], without raft or sled.
 
 pub mod client;
@@ -16,6 +16,8 @@ pub mod machine;
 pub mod membership;
 #[cfg(feature = "server")]
 pub mod node;
+#[cfg(feature = "server")]
+pub mod replica;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

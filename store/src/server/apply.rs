@@ -7,20 +7,19 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use raft::eraftpb::Entry;
 
 use super::driver::Input;
-use super::handle::{Answer, Refusal, Shared};
+use super::handle::{Refusal, Shared};
 use super::image::Job;
-use crate::machine::{Applied, Machine, Position};
-use crate::wire::command::DecodeError;
+use crate::machine::{Done, Machine};
+use crate::replica::Work;
+use crate::replica::apply::{Applying, Batch, EntryError};
 
 /// Batches of entries that may wait for the apply thread.
 pub const TASK_QUEUE: usize = 64;
-/// Changed paths that the image thread may be behind before applying waits for it.
-const MAX_DIRTY_PATHS: usize = 100_000;
 
 /// What the apply thread is told.
 pub enum Task {
-    /// Apply these.
-    Entries(Vec<Entry>),
+    /// What the replica wants done with the state.
+    Work(Work),
     /// Replace the state by this snapshot, durably.
     Install {
         /// The encoded state.
@@ -28,24 +27,14 @@ pub enum Task {
         /// Told when it is on disk, or why not.
         done: SyncSender<Result<(), String>>,
     },
-    /// Encode the state and give it to the raft thread.
-    MakeSnapshot,
 }
 
 /// Why applying cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// An entry that this program cannot read; going on would make this member differ from the others.
-    #[error("raft entry {index} of term {term}: {source}; is another member newer? upgrade this one")]
-    Entry {
-        /// Its index.
-        index: u64,
-        /// Its term.
-        term: u64,
-        /// What is wrong.
-        #[source]
-        source: DecodeError,
-    },
+    /// An entry that this program cannot read.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
     /// The image thread has stopped.
     #[error("the applied state is no longer written to disk")]
     Image,
@@ -61,10 +50,8 @@ pub struct Applier {
     pub inputs: SyncSender<Input>,
     /// The image thread.
     pub jobs: SyncSender<Job>,
-    /// Entries between checkpoints.
-    pub snapshot_count: u64,
-    /// Index of the last checkpoint.
-    pub checkpoint: u64,
+    /// What is decided here.
+    pub applying: Applying,
 }
 
 impl Applier {
@@ -75,17 +62,10 @@ impl Applier {
     pub fn run(mut self) -> Result<(), ApplyError> {
         while let Ok(task) = self.tasks.recv() {
             match task {
-                Task::Entries(entries) => self.apply(entries)?,
+                Task::Work(Work::Apply(entries)) => self.apply(entries)?,
+                Task::Work(Work::MakeSnapshot) => self.make_snapshot(),
                 Task::Install { data, done } => {
                     let _ = done.send(self.install(&data));
-                }
-                Task::MakeSnapshot => {
-                    let machine = self.shared.machine.read();
-                    let made = (machine.applied, machine.snapshot());
-                    drop(machine);
-                    // Through a slot, not the queue: the raft thread may be waiting for this one.
-                    *self.shared.snapshot.lock() = Some(made);
-                    let _ = self.inputs.try_send(Input::Wake);
                 }
             }
         }
@@ -93,68 +73,41 @@ impl Applier {
     }
 
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ApplyError> {
-        let mut answers: Vec<(u64, Answer)> = Vec::with_capacity(entries.len());
-        let (applied, dirty) =
-            {
-                let mut machine = self.shared.machine.write();
-                for entry in entries {
-                    let position = Position { index: entry.index, term: entry.term };
-                    let applied = machine.apply(position, &entry.data).map_err(|source| {
-                        ApplyError::Entry { index: entry.index, term: entry.term, source }
-                    })?;
-                    if let Some(applied) = applied {
-                        self.publish(applied, &mut answers);
-                    }
-                }
-                self.note(&machine);
-                (machine.applied.index, machine.tree.dirty_len())
-            };
+        let batch = {
+            let mut machine = self.shared.machine.write();
+            let publish = |done: &Done| publish(&self.shared, done);
+            let batch = self.applying.apply(&mut machine, entries, publish)?;
+            note(&self.shared, &machine);
+            batch
+        };
         if self.shared.reads_wait.load(Ordering::SeqCst) {
             let _ = self.inputs.try_send(Input::Wake);
         }
+        let Batch { answers, checkpoint, write_image } = batch;
         {
             let mut waiters = self.shared.waiters.lock();
             for (number, answer) in answers {
                 if let Some(waiter) = waiters.remove(&number) {
-                    let _ = waiter.send(answer);
+                    let _ = waiter.send(answer.map_err(Refusal::Tree));
                 }
             }
         }
-        if applied >= self.checkpoint + self.snapshot_count {
-            self.checkpoint = applied;
+        if checkpoint {
             self.jobs.send(Job::Checkpoint).map_err(|_| ApplyError::Image)?;
         }
-        if dirty > MAX_DIRTY_PATHS {
+        if write_image {
             self.write_image()?;
         }
         Ok(())
     }
 
-    /// Events to those who watch, and the answer for whoever waits at this member.
-    fn publish(&self, applied: Applied, answers: &mut Vec<(u64, Answer)>) {
-        let Applied { id, result } = applied;
-        let answer = result.map_err(Refusal::Tree).map(|done| {
-            let outcomes = done.outcomes();
-            if !outcomes.is_empty() {
-                let mut hub = self.shared.hub.lock();
-                for outcome in outcomes {
-                    hub.notify(outcome);
-                }
-            }
-            if let crate::machine::Done::Expired(expired) = &done {
-                self.shared.stats.expired(expired.len());
-            }
-            outcomes.first().map(|outcome| Arc::clone(&outcome.event))
-        });
-        if id.member == self.shared.member_id {
-            answers.push((id.number, answer));
-        }
-    }
-
-    /// Shows the state's position to those who do not take its lock.
-    fn note(&self, machine: &Machine) {
-        self.shared.has_expiries.store(machine.tree.has_expiries(), Ordering::Release);
-        self.shared.applied.store(machine.applied.index, Ordering::SeqCst);
+    fn make_snapshot(&self) {
+        let machine = self.shared.machine.read();
+        let made = (machine.applied, machine.snapshot());
+        drop(machine);
+        // Through a slot, not the queue: the raft thread may be waiting for this one.
+        *self.shared.snapshot.lock() = Some(made);
+        let _ = self.inputs.try_send(Input::Wake);
     }
 
     fn write_image(&self) -> Result<(), ApplyError> {
@@ -166,14 +119,34 @@ impl Applier {
     fn install(&mut self, data: &[u8]) -> Result<(), String> {
         let machine = Machine::from_snapshot(data).map_err(|error| error.to_string())?;
         tracing::info!(index = machine.applied.index, bytes = data.len(), "taking over a snapshot");
-        self.checkpoint = machine.applied.index;
+        self.applying.installed(machine.applied.index);
         // The image thread writes it to disk first and only then shows it: were it shown first, a write of what
         // changed could put its position beside the old keys.
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let stopped = || "the image thread has stopped".to_owned();
         self.jobs.send(Job::Replace(Box::new(machine), sender)).map_err(|_| stopped())?;
         receiver.recv().map_err(|_| stopped())?;
-        self.note(&self.shared.machine.read());
+        note(&self.shared, &self.shared.machine.read());
         Ok(())
     }
+}
+
+/// Events to those who watch.
+fn publish(shared: &Shared, done: &Done) {
+    let outcomes = done.outcomes();
+    if !outcomes.is_empty() {
+        let mut hub = shared.hub.lock();
+        for outcome in outcomes {
+            hub.notify(outcome);
+        }
+    }
+    if let Done::Expired(expired) = done {
+        shared.stats.expired(expired.len());
+    }
+}
+
+/// Shows the state's position to those who do not take its lock.
+fn note(shared: &Shared, machine: &Machine) {
+    shared.has_expiries.store(machine.tree.has_expiries(), Ordering::Release);
+    shared.applied.store(machine.applied.index, Ordering::SeqCst);
 }

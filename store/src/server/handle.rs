@@ -10,10 +10,11 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::driver::{Input, Proposal};
+use super::driver::Input;
 use super::stats::StoreStats;
 use crate::machine::{Machine, Position};
 use crate::node::Leadership;
+use crate::replica::Proposal;
 use crate::state::Identity;
 use crate::tree::watch::WatcherId;
 use crate::tree::{Event, Hub, NodeView, Sink, TreeError, WatchRequest};

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::apply::{Applier, TASK_QUEUE};
 use super::disk::{self, Opened};
-use super::driver::{Driver, INPUT_QUEUE, Input, Settings};
+use super::driver::{Driver, INPUT_QUEUE, Input};
 use super::handle::{Handle, Shared};
 use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
@@ -32,6 +32,8 @@ use crate::log::LogStore as _;
 use crate::log::engine::EngineLog;
 use crate::membership::Member;
 use crate::node::{Core, CoreConfig};
+use crate::replica::apply::Applying;
+use crate::replica::{CATCH_UP_ENTRIES, Settings};
 use crate::state::Identity;
 use crate::state::sled::SledState;
 use crate::wire::command::Command;
@@ -176,16 +178,20 @@ fn start_threads(
     }
     let (tasks, task_queue) = sync_channel(TASK_QUEUE);
     let (jobs, job_queue) = sync_channel(JOB_QUEUE);
-    let settings =
-        Settings { tick: config.heartbeat, start: rand::random(), cluster_version: CLUSTER_VERSION };
+    let settings = Settings {
+        member: shared.member_id,
+        tick: config.heartbeat,
+        start: rand::random(),
+        cluster_version: CLUSTER_VERSION,
+        catch_up_entries: CATCH_UP_ENTRIES,
+    };
     let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);
     let applier = Applier {
         shared: Arc::clone(shared),
         tasks: task_queue,
         inputs: inputs.clone(),
         jobs,
-        snapshot_count: config.snapshot_count,
-        checkpoint: applied.index,
+        applying: Applying::new(shared.member_id, config.snapshot_count, applied.index),
     };
     let imager = Imager {
         state: disk.state,

@@ -1,0 +1,338 @@
+//! What one member does with the inputs of its raft thread, and with what is committed.
+//!
+//! Everything here is decided from values: events, the time, what the applied state says. There is no socket, no clock,
+//! no thread and no randomness, so the same inputs give the same outputs: the simulator (docs/simulation.md) drives whole
+//! clusters of these on virtual time. The shells are [`crate::server::driver`] and [`crate::server::apply`].
+//!
+//! | module | decides |
+//! |---|---|
+//! | here | the order of a round; leadership; compaction; what waits for the apply thread |
+//! | [`proposals`] | which entries go into one message, and which wait for a leader |
+//! | [`reads`] | when the leader is asked to confirm that it leads, and which reads that answers |
+//! | [`duties`] | what a leader proposes on its own |
+//! | [`apply`] | what applied entries lead to: answers, events, checkpoints |
+//!
+//! # The order of calls
+//! The shell hands in everything that waits ([`Replica::propose`], [`Replica::read`], [`Replica::step`], ...), which changes
+//! nothing outside; then one [`Replica::round`] sends, writes and says what follows; then it tells how far the state is
+//! applied ([`Replica::applied`]), which answers reads; then it takes the [`Work`] for which the apply thread has room. It
+//! comes back when there is input, or at [`Replica::next_tick`].
+
+pub mod apply;
+pub mod duties;
+pub mod proposals;
+pub mod reads;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
+
+use crate::log::LogStore;
+use crate::machine::Position;
+use crate::node::{Core, CoreError, Leadership, Shell};
+use crate::wire::command::{Command, Envelope, RequestId};
+use duties::Duties;
+use proposals::Proposals;
+pub use proposals::{Proposal, Refused};
+pub use reads::Asker;
+use reads::Reads;
+
+/// Work that may wait for the apply thread beyond its queue before proposals have to wait.
+const MAX_BACKLOG: usize = 64;
+
+/// Settings of one member.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This member's id.
+    pub member: u64,
+    /// Length of a tick.
+    pub tick: Duration,
+    /// Drawn at random at every start: no question of this start repeats one of an earlier.
+    pub start: u32,
+    /// The cluster version that the leader sets once.
+    pub cluster_version: &'static str,
+    /// Entries kept in the log after a compaction, for followers a little behind.
+    pub catch_up_entries: u64,
+}
+
+/// Entries kept in the log after a compaction, as etcd: see [`Settings::catch_up_entries`].
+pub const CATCH_UP_ENTRIES: u64 = 5000;
+
+/// The time, read once for a whole round.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// By the clock for timeouts, which never jumps.
+    pub monotonic: Instant,
+    /// By the wall clock, in nanoseconds of Unix time, for what expires.
+    pub wall_ns: i64,
+}
+
+/// What is to be done with the applied state, in this order.
+#[derive(Debug)]
+pub enum Work {
+    /// Apply these committed entries.
+    Apply(Vec<Entry>),
+    /// Encode the state for a follower far behind, and bring it to [`Replica::provide_snapshot`].
+    MakeSnapshot,
+}
+
+/// What the replica needs from outside in the middle of a round.
+pub trait Outside {
+    /// Puts messages on their way to other members. Must not wait; losing them is allowed.
+    fn send(&mut self, messages: Vec<Message>);
+
+    /// Carries out `before`, and then replaces the applied state by a snapshot, durably, before it returns.
+    ///
+    /// # Errors
+    /// A text for the operator; the member stops.
+    fn install(&mut self, before: VecDeque<Work>, snapshot: &Snapshot) -> Result<(), String>;
+
+    /// Whether any key in the applied state has an expiry time.
+    fn has_expiries(&self) -> bool;
+
+    /// Whether the applied state says which version the cluster has.
+    fn has_version(&self) -> bool;
+}
+
+/// What a round leads to, beside messages and writes, which have happened.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Proposals that are refused, by their numbers.
+    pub refused: Vec<(u64, Refused)>,
+    /// Who leads, if that has changed.
+    pub leadership: Option<Leadership>,
+}
+
+/// One member: everything that its raft thread decides. `R` stands for whoever asked for a read.
+pub struct Replica<L: LogStore, R> {
+    core: Core<L>,
+    settings: Settings,
+    proposals: Proposals,
+    reads: Reads<R>,
+    duties: Duties,
+    /// Work that the apply thread has no room for yet. The raft thread does not wait for it: heartbeats must go on.
+    backlog: VecDeque<Work>,
+    leadership: Leadership,
+    applied: u64,
+    next_tick: Instant,
+}
+
+impl<L: LogStore, R: Asker> Replica<L, R> {
+    /// A member whose state is applied up to `applied`.
+    pub fn new(core: Core<L>, applied: u64, settings: Settings, now: Instant) -> Replica<L, R> {
+        Replica {
+            reads: Reads::new(settings.member, settings.start),
+            proposals: Proposals::default(),
+            duties: Duties::new(settings.cluster_version, now),
+            backlog: VecDeque::new(),
+            leadership: Leadership::default(),
+            applied,
+            next_tick: now + settings.tick,
+            core,
+            settings,
+        }
+    }
+
+    /// When the next round is due even without input.
+    pub fn next_tick(&self) -> Instant {
+        self.next_tick
+    }
+
+    /// Who leads, as far as this member knows.
+    pub fn leadership(&self) -> Leadership {
+        self.core.leadership()
+    }
+
+    /// The log.
+    pub fn log(&self) -> &L {
+        self.core.log()
+    }
+
+    /// Takes an entry to replicate. It is proposed in the next round, together with the others.
+    pub fn propose(&mut self, proposal: Proposal) {
+        self.proposals.take(proposal);
+    }
+
+    /// Takes a read that wants to be linearizable; [`Replica::applied`] gives it back when it is.
+    pub fn read(&mut self, asker: R) {
+        self.reads.take(asker);
+    }
+
+    /// Takes a message from another member. An entry that cannot be read would stop every member once it is
+    /// committed, so a proposal of one must not get that far.
+    pub fn step(&mut self, message: Message) {
+        let is_proposal = message.get_msg_type() == MessageType::MsgPropose;
+        if is_proposal && message.entries.iter().any(|entry| Envelope::decode(&entry.data).is_err()) {
+            let from = format_args!("{:x}", message.from);
+            tracing::warn!(%from, "a proposal that is no command is refused");
+            return;
+        }
+        self.core.step(message);
+    }
+
+    /// Another member could not be reached.
+    pub fn report_unreachable(&mut self, id: u64) {
+        self.core.report_unreachable(id);
+    }
+
+    /// How the sending of a snapshot ended.
+    pub fn report_snapshot(&mut self, to: u64, sent: bool) {
+        self.core.report_snapshot(to, sent);
+    }
+
+    /// Hands leadership to the member that has most of the log, if this one leads.
+    pub fn hand_over(&mut self) {
+        if let Some(to) = self.core.hand_over() {
+            tracing::info!(to = format_args!("{to:x}"), "handing leadership over");
+        }
+    }
+
+    /// The image on disk stands at `durable`: the log before it can go, but for what followers may still want.
+    pub fn durable(&mut self, durable: u64) {
+        let Some(index) = durable.checked_sub(self.settings.catch_up_entries) else { return };
+        match self.core.compact(index) {
+            Ok(()) => tracing::info!(index, "compacted the raft log"),
+            Err(error) => tracing::error!(%error, "cannot compact the raft log"),
+        }
+    }
+
+    /// Brings the snapshot that [`Work::MakeSnapshot`] asked for: the state at `position`, encoded.
+    pub fn provide_snapshot(&mut self, position: Position, data: Vec<u8>) {
+        self.core.provide_snapshot(position, data);
+    }
+
+    /// Carries out what is due: proposes what was taken, ticks, asks, sends, writes.
+    ///
+    /// # Errors
+    /// [`CoreError`]; the member must stop.
+    pub fn round(&mut self, now: Now, outside: &mut impl Outside) -> Result<Outcome, CoreError> {
+        let mut refused = Vec::new();
+        self.propose_version(outside);
+        if self.backlog.len() < MAX_BACKLOG {
+            refused.extend(self.proposals.propose_fresh(&mut self.core));
+        }
+        if now.monotonic >= self.next_tick {
+            // After a pause of the whole process one tick is enough: others' messages come first.
+            self.next_tick = now.monotonic + self.settings.tick;
+            self.core.tick();
+            refused.extend(self.proposals.retry_held(&mut self.core, now.monotonic));
+            self.lead(now, outside);
+        }
+        let before = self.leadership;
+        // An answered question makes room for the next, which is asked in the same round; and what waited for a leader
+        // goes out as soon as there is one.
+        loop {
+            let busy = self.reads.ask(&mut self.core, now.monotonic) | self.process(outside)?;
+            if self.watch_leadership() {
+                self.propose_version(outside);
+                refused.extend(self.proposals.retry_held(&mut self.core, now.monotonic));
+            } else if !busy {
+                break;
+            }
+        }
+        if let Some(wanted) = self.core.wanted_snapshot() {
+            tracing::info!(at_least = wanted.index, "a follower is far behind: making a snapshot");
+            self.backlog.push_back(Work::MakeSnapshot);
+        }
+        let leadership = (self.leadership != before).then_some(self.leadership);
+        Ok(Outcome { refused, leadership })
+    }
+
+    /// Whether something waits until more is applied: whoever applies must then see to another round.
+    pub fn waits_for_apply(&self) -> bool {
+        self.reads.wait_for_apply() || !self.backlog.is_empty()
+    }
+
+    /// The state is applied up to `index`. Returns the reads that are linearizable now.
+    pub fn applied(&mut self, index: u64) -> Vec<R> {
+        if index > self.applied {
+            self.applied = index;
+            self.core.applied_to(index);
+        }
+        self.reads.done(index)
+    }
+
+    /// The next work for the apply thread.
+    pub fn next_work(&mut self) -> Option<Work> {
+        self.backlog.pop_front()
+    }
+
+    /// Takes back work for which there was no room after all; it is the next again.
+    pub fn no_room_for(&mut self, work: Work) {
+        self.backlog.push_front(work);
+    }
+
+    /// Returns whether there was anything to do.
+    fn process(&mut self, outside: &mut impl Outside) -> Result<bool, CoreError> {
+        let mut ordered = Ordered { outside, backlog: &mut self.backlog };
+        let Some(effects) = self.core.process(&mut ordered)? else { return Ok(false) };
+        for read in effects.reads {
+            self.reads.confirm(&read.request_ctx, read.index);
+        }
+        if !effects.committed.is_empty() {
+            self.backlog.push_back(Work::Apply(effects.committed));
+        }
+        Ok(true)
+    }
+
+    /// Returns whether it has changed.
+    fn watch_leadership(&mut self) -> bool {
+        let new = self.core.leadership();
+        let changed = new != self.leadership;
+        if changed {
+            self.leadership = new;
+            self.duties.forget();
+        }
+        changed
+    }
+
+    /// What a leader does at every tick.
+    fn lead(&mut self, now: Now, outside: &impl Outside) {
+        if !self.core.leadership().leads {
+            return;
+        }
+        if let Some(command) = self.duties.sync(now, outside.has_expiries()) {
+            self.propose_own(command);
+        }
+    }
+
+    /// The leader sets the cluster version, once; at the start of its term, so that the first write of a user comes
+    /// after it, as in etcd.
+    fn propose_version(&mut self, outside: &impl Outside) {
+        if !self.core.leadership().leads {
+            return;
+        }
+        if let Some(command) = self.duties.version(|| outside.has_version())
+            && self.propose_own(command)
+        {
+            self.duties.version_is_proposed();
+        }
+    }
+
+    /// Proposes something that nobody waits for: its number is no waiter's. Returns whether raft took it.
+    fn propose_own(&mut self, command: Command) -> bool {
+        let id = RequestId { member: 0, number: 0 };
+        self.core.propose([Bytes::from(Envelope { id, command }.encode())]).is_ok()
+    }
+}
+
+/// What the core sees of the outside: a snapshot comes after all the work that was there before it.
+struct Ordered<'a, O> {
+    outside: &'a mut O,
+    backlog: &'a mut VecDeque<Work>,
+}
+
+impl<O: Outside> Shell for Ordered<'_, O> {
+    fn send(&mut self, messages: Vec<Message>) {
+        self.outside.send(messages);
+    }
+
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), String> {
+        self.outside.install(std::mem::take(self.backlog), snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests;

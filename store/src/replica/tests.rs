@@ -1,0 +1,266 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+//! Single rules, on a member alone or on one whose leader is played by the test.
+
+use raft::eraftpb::{Entry, HardState};
+
+use super::*;
+use crate::log::LogError;
+use crate::log::mem::MemLog;
+use crate::node::CoreConfig;
+
+const START: Position = Position { index: 3, term: 1 };
+const TICK: Duration = Duration::from_millis(100);
+
+/// The log in memory, with a count of its writes.
+#[derive(Default)]
+struct Counted(MemLog, usize);
+
+impl LogStore for Counted {
+    fn hard_state(&self) -> HardState {
+        self.0.hard_state()
+    }
+    fn truncated(&self) -> Position {
+        self.0.truncated()
+    }
+    fn last_index(&self) -> u64 {
+        self.0.last_index()
+    }
+    fn term(&self, index: u64) -> Result<Option<u64>, LogError> {
+        self.0.term(index)
+    }
+    fn entries(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<Entry>, LogError> {
+        self.0.entries(from, to, max_bytes)
+    }
+    fn append(&mut self, entries: Vec<Entry>, hard: Option<&HardState>, sync: bool) -> Result<(), LogError> {
+        self.1 += usize::from(!entries.is_empty());
+        self.0.append(entries, hard, sync)
+    }
+    fn reset(&mut self, position: Position, hard: Option<&HardState>) -> Result<(), LogError> {
+        self.0.reset(position, hard)
+    }
+    fn compact(&mut self, index: u64) -> Result<(), LogError> {
+        self.0.compact(index)
+    }
+}
+
+/// Whoever reads, by a number; the odd ones have gone.
+#[derive(Debug, PartialEq, Eq)]
+struct Reader(u32);
+
+impl Asker for Reader {
+    fn is_gone(&self) -> bool {
+        self.0 % 2 == 1
+    }
+}
+
+#[derive(Default)]
+struct World {
+    sent: Vec<Message>,
+    has_expiries: bool,
+    has_version: bool,
+}
+
+impl Outside for World {
+    fn send(&mut self, messages: Vec<Message>) {
+        self.sent.extend(messages);
+    }
+    fn install(&mut self, _: VecDeque<Work>, _: &Snapshot) -> Result<(), String> {
+        Err("no snapshot is sent in these tests".to_owned())
+    }
+    fn has_expiries(&self) -> bool {
+        self.has_expiries
+    }
+    fn has_version(&self) -> bool {
+        self.has_version
+    }
+}
+
+struct Stage {
+    replica: Replica<Counted, Reader>,
+    world: World,
+    now: Instant,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a point to count from; only differences matter")]
+fn begin() -> Instant {
+    Instant::now()
+}
+
+impl Stage {
+    fn new(voters: &[u64]) -> Stage {
+        let config =
+            CoreConfig { id: 1, election_ticks: 10, heartbeat_ticks: 1, fixed_election_ticks: Some(10) };
+        let mut core = Core::new(&config, voters.to_vec(), START, Counted::default()).unwrap();
+        if voters == [1] {
+            core.campaign();
+        }
+        let settings =
+            Settings { member: 1, tick: TICK, start: 7, cluster_version: "3.2.0", catch_up_entries: 2 };
+        let now = begin();
+        let replica = Replica::new(core, START.index, settings, now);
+        Stage { replica, world: World { has_version: true, ..World::default() }, now }
+    }
+
+    fn round(&mut self) -> Outcome {
+        let now = Now { monotonic: self.now, wall_ns: 77 };
+        self.replica.round(now, &mut self.world).unwrap()
+    }
+
+    fn later(&mut self, millis: u64) -> Outcome {
+        self.now += Duration::from_millis(millis);
+        self.round()
+    }
+
+    fn propose(&mut self, number: u64, deadline_millis: u64) {
+        let id = RequestId { member: 1, number };
+        let data = Envelope { id, command: Command::SetClusterVersion("x".into()) }.encode().into();
+        let deadline = self.now + Duration::from_millis(deadline_millis);
+        self.replica.propose(Proposal { number, data, deadline });
+    }
+
+    /// The commands handed on for applying, in order, and the index of the last entry.
+    fn work(&mut self) -> (Vec<Envelope>, u64) {
+        let (mut commands, mut last) = (Vec::new(), 0);
+        while let Some(work) = self.replica.next_work() {
+            let Work::Apply(entries) = work else { panic!("no snapshot is wanted") };
+            last = entries.last().unwrap().index;
+            let data = entries.iter().filter(|entry| !entry.data.is_empty());
+            commands.extend(data.map(|entry| Envelope::decode(&entry.data).unwrap()));
+        }
+        (commands, last)
+    }
+
+    fn numbers(&mut self) -> Vec<u64> {
+        self.work().0.iter().map(|envelope| envelope.id.number).collect()
+    }
+
+    fn step(&mut self, kind: MessageType, fill: impl FnOnce(&mut Message)) {
+        let mut message = Message { from: 2, to: 1, term: 2, ..Message::default() };
+        message.set_msg_type(kind);
+        fill(&mut message);
+        self.replica.step(message);
+    }
+
+    fn sent(&mut self, kind: MessageType) -> Vec<Message> {
+        self.world.sent.drain(..).filter(|message| message.get_msg_type() == kind).collect()
+    }
+}
+
+#[test]
+fn what_is_taken_in_one_round_is_written_at_once() {
+    let mut stage = Stage::new(&[1]);
+    assert!(stage.round().leadership.is_some_and(|new| new.leads));
+    let writes = stage.replica.log().1;
+    (1..=100).for_each(|number| stage.propose(number, 1000));
+    stage.round();
+    assert_eq!(stage.numbers(), (1..=100).collect::<Vec<_>>());
+    assert_eq!(stage.replica.log().1, writes + 1);
+}
+
+#[test]
+fn proposals_wait_for_a_leader_until_their_deadline() {
+    let mut stage = Stage::new(&[1, 2]);
+    stage.propose(1, 150);
+    stage.propose(2, 5000);
+    stage.round();
+    stage.later(200);
+    assert!(stage.sent(MessageType::MsgPropose).is_empty());
+    stage.step(MessageType::MsgHeartbeat, |_| ());
+    assert_eq!(stage.round().leadership.unwrap().leader, 2);
+    let passed_on = stage.sent(MessageType::MsgPropose);
+    let entries: Vec<_> = passed_on.iter().flat_map(|message| message.entries.iter()).collect();
+    assert_eq!(entries.len(), 1, "the first one's deadline had passed; the second leaves in the same round");
+    assert_eq!(Envelope::decode(&entries[0].data).unwrap().id.number, 2);
+}
+
+#[test]
+fn more_than_can_wait_is_refused() {
+    let mut stage = Stage::new(&[1, 2]);
+    (0..4100).for_each(|number| stage.propose(number, 1000));
+    let refused = stage.round().refused;
+    assert_eq!(refused, [4096, 4097, 4098, 4099].map(|number| (number, Refused::Overload)));
+}
+
+#[test]
+fn proposals_wait_while_applying_is_behind() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    for number in 0..100 {
+        stage.propose(number, 1000);
+        stage.round();
+    }
+    let applied = stage.numbers();
+    assert!((60..=64).contains(&applied.len()), "{}", applied.len());
+    stage.round();
+    assert_eq!(applied.len() + stage.numbers().len(), 100, "and go on when there is room");
+}
+
+#[test]
+fn a_read_is_given_back_when_the_state_has_reached_the_leaders_answer() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    stage.propose(1, 1000);
+    stage.round();
+    let (_, last) = stage.work();
+    stage.replica.read(Reader(2));
+    stage.replica.read(Reader(3));
+    stage.round();
+    assert!(stage.replica.waits_for_apply());
+    assert_eq!(stage.replica.applied(last - 1), []);
+    assert_eq!(stage.replica.applied(last), [Reader(2)], "and nobody waits for the odd one");
+}
+
+#[test]
+fn an_unanswered_question_is_asked_again_and_others_share_the_next() {
+    let mut stage = Stage::new(&[1, 2]);
+    stage.step(MessageType::MsgHeartbeat, |_| ());
+    stage.replica.read(Reader(2));
+    stage.round();
+    let first = stage.sent(MessageType::MsgReadIndex);
+    assert_eq!(first.len(), 1);
+    stage.replica.read(Reader(4));
+    stage.later(299);
+    assert!(stage.sent(MessageType::MsgReadIndex).is_empty());
+    stage.later(1);
+    let again = stage.sent(MessageType::MsgReadIndex);
+    assert_eq!(again[0].entries[0].data, first[0].entries[0].data);
+    stage.step(MessageType::MsgReadIndexResp, |message| {
+        message.index = 3;
+        message.entries = first[0].entries.clone();
+    });
+    stage.round();
+    assert_eq!(stage.replica.applied(3), [Reader(2)], "the other came after the question");
+    assert_eq!(stage.sent(MessageType::MsgReadIndex).len(), 1, "which makes room for its own");
+}
+
+#[test]
+fn a_leader_sets_the_version_first_and_its_time_while_keys_expire() {
+    let mut stage = Stage::new(&[1]);
+    stage.world.has_version = false;
+    stage.propose(1, 1000);
+    stage.round();
+    stage.later(TICK.as_millis().try_into().unwrap());
+    let commands: Vec<Command> = stage.work().0.into_iter().map(|envelope| envelope.command).collect();
+    assert_eq!(commands[0], Command::SetClusterVersion("3.2.0".into()));
+    stage.later(500);
+    assert!(stage.numbers().is_empty(), "nothing expires");
+    stage.world.has_expiries = true;
+    for _ in 0..10 {
+        stage.later(100);
+    }
+    let commands: Vec<Command> = stage.work().0.into_iter().map(|envelope| envelope.command).collect();
+    assert_eq!(commands, [Command::Sync { now_ns: 77 }, Command::Sync { now_ns: 77 }]);
+}
+
+#[test]
+fn a_proposal_from_a_peer_that_is_no_command_is_refused() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    let last = stage.replica.log().last_index();
+    stage.step(MessageType::MsgPropose, |message| {
+        message.set_entries(vec![Entry { data: vec![9, 9].into(), ..Entry::default() }].into());
+    });
+    stage.round();
+    assert_eq!(stage.replica.log().last_index(), last);
+}
