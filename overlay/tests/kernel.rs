@@ -164,6 +164,22 @@ fn an_earlier_device_is_adopted_with_its_peers_until_the_first_sync() {
 }
 
 #[test]
+fn a_host_whose_address_changes_keeps_the_mac_in_its_lease() {
+    in_own_namespace(|| async {
+        let vxlan = open(&VXLAN).await.unwrap();
+        let mac = vxlan.mac();
+        drop(vxlan);
+        sh("ip addr flush dev up0; ip addr add 10.99.0.3/24 dev up0");
+        let netlink = Netlink::open().unwrap();
+        let external = external(&netlink).await;
+        let again = KernelVxlan::open(netlink, &VXLAN, &external, [2, 0, 0, 0, 0, 99]).await.unwrap();
+        let link = sh("ip -d link show flannel.1").join(" ");
+        assert!(link.contains("local 10.99.0.3") && link.contains(&mac.to_string()), "{link}");
+        assert_eq!(again.mac(), mac);
+    });
+}
+
+#[test]
 fn two_thousand_peers_are_programmed_in_seconds() {
     in_own_namespace(|| async {
         let mut vxlan = open(&VXLAN).await.unwrap();

@@ -137,6 +137,8 @@ fn the_kinds_replace_each_other() {
     in_own_namespace(|| async {
         let dir = tempfile::tempdir().unwrap();
         let kind = || sh("ip -d -o link show flannel.1 | grep -o 'vxlan id 1\\|tun type tap'");
+        let mac = "02:11:22:33:44:55";
+        sh(&format!("ip link add flannel.1 address {mac} type vxlan id 7 dstport 4789 dev up0"));
         for (choice, expected) in [
             (DatapathChoice::Kernel, "vxlan id 1"),
             (DatapathChoice::Rust, "tun type tap"),
@@ -147,6 +149,8 @@ fn the_kinds_replace_each_other() {
         ] {
             let vxlan = running(choice, dir.path(), 2).await;
             assert_eq!(kind(), [expected]);
+            assert_eq!(vxlan.mac().to_string(), mac, "it is in the lease and in the peers' tables");
+            assert!(sh("ip link show flannel.1").join(" ").contains(mac));
             assert_eq!(sh("ip route show dev flannel.1").len(), 2);
             assert_eq!(
                 sh("bridge fdb show dev flannel.1 | grep dst || true").is_empty(),

@@ -11,7 +11,7 @@ use super::queues::patiently;
 use super::sysctl;
 use crate::datapath::socket::SocketError;
 use crate::datapath::tap::{self, TapError};
-use crate::plan::{Change, Desired, KindSpec, LinkSpec, LinkState, incompatibility, plan};
+use crate::plan::{Change, Desired, KindSpec, KindState, LinkSpec, LinkState, incompatibility, plan};
 use crate::types::{Mtu, TypeError};
 
 /// How often state is observed and put right in one call. One pass is the rule; a second one is needed when bringing
@@ -68,13 +68,15 @@ pub(super) struct Device {
 
 impl Device {
     /// Finds the device an earlier run left, or makes a new one; brings it to the MAC and MTU of `link`. An existing
-    /// device that fits keeps its own MAC, so that a restart disturbs nothing.
+    /// device that fits is kept. One of ours that does not (the host's address has changed, or what carries packets) is
+    /// made anew, but with its old MAC: to the other hosts, and in the lease, this host is then the same one still.
     ///
     /// Its address and the peers of an earlier run stay as they are until there are others.
     pub(super) async fn open(netlink: Netlink, mut link: LinkSpec) -> Result<Self, DeviceError> {
-        let existing = netlink.link(&link.name).await?.filter(|e| incompatibility(&link, e).is_none());
-        if let Some(mac) = existing.and_then(|e| e.mac) {
-            debug!(device = link.name, %mac, "keeping the existing device");
+        let existing = netlink.link(&link.name).await?;
+        let ours = existing.filter(|e| matches!(e.kind, KindState::Vxlan(_) | KindState::Tap(_)));
+        if let Some(mac) = ours.and_then(|e| e.mac) {
+            debug!(device = link.name, %mac, "keeping the existing device's MAC address");
             link.mac = mac;
         }
         let device = Self { netlink, desired: Desired { link, address: None, peers: BTreeMap::new() } };
