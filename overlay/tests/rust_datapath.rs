@@ -15,6 +15,8 @@ use std::net::UdpSocket;
 use std::path::Path;
 
 use namespace::{external, in_own_namespace, peers, sh};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use overlay::config::DatapathOptions;
 use overlay::datapath::DataPath;
 use overlay::datapath::status::{Kind, Report};
@@ -333,6 +335,78 @@ fn several_queues_have_a_worker_each() {
         let vxlan = running(DatapathChoice::Rust, dir.path(), 1).await;
         assert_eq!((index(), report(&vxlan).engine.unwrap().workers.len()), (device, 1));
     });
+}
+
+#[test]
+fn a_sender_whose_packets_are_too_long_is_told_and_believes_it() {
+    in_own_namespace(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let vxlan = running(DatapathChoice::Rust, dir.path(), 2).await;
+        // Now the kernel lets through what does not fit; only the next sync would mend that.
+        sh("ip link set flannel.1 mtu 1600");
+        sh("ip addr add fd99::1/64 dev flannel.1 nodad");
+        sh("ip neigh add fd99::2 lladdr 02:00:00:01:00:01 dev flannel.1 nud permanent");
+        for (ping, told) in [
+            ("-s 1522 10.32.1.9", None),
+            ("-s 1523 10.32.1.9", Some("Frag needed and DF set (mtu = 1550)")),
+            ("-s 1502 fd99::2", None),
+            ("-s 1503 fd99::2", Some("Packet too big: mtu=1550")),
+        ] {
+            let said = sh(&format!("ping -n -c 1 -W 1 -M do {ping} 2>&1 || true")).join("\n");
+            match told {
+                Some(text) => assert!(said.contains(text), "{ping}: {said}"),
+                None => assert!(!said.contains("mtu"), "{ping}: {said}"),
+            }
+        }
+        // The kernel has learnt it, so the next one does not even leave.
+        let said = sh("ping -n -c 1 -W 1 -M do -s 1523 10.32.1.9 2>&1 || true").join("\n");
+        assert!(said.contains("message too long, mtu=1550"), "{said}");
+        let total = report(&vxlan).engine.unwrap().total;
+        assert_eq!((total.too_big_signalled, total.drops["too_big"]), (2, 2));
+    });
+}
+
+#[test]
+fn workers_stay_on_the_cpus_given() {
+    in_own_namespace(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap();
+        let mut cpus: Vec<usize> = (0..CpuSet::count()).filter(allowed).take(2).collect();
+        cpus.reverse();
+        let expected = BTreeMap::from_iter((0..).map(|n| format!("datapath-{n}")).zip(cpus.clone()));
+        let options =
+            DatapathOptions { queues: cpus.len(), cpus, ..local(DatapathChoice::Rust, dir.path()).options };
+        let pinned = Local { options, ..local(DatapathChoice::Rust, dir.path()) };
+        let mut vxlan = open_with(&VXLAN, pinned).await.unwrap();
+        let before = threads();
+        vxlan.configure(own()).await.unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let new = threads().into_iter().filter(|(id, _)| !before.contains_key(id));
+            // Tests beside this one have workers too, but leave them to the scheduler.
+            let seen = new.filter_map(|(_, (name, cpus))| Some((name, cpus.parse::<usize>().ok()?)));
+            let seen = BTreeMap::from_iter(seen.filter(|(name, _)| name.starts_with("datapath-")));
+            if seen == expected {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{seen:?} instead of {expected:?}");
+            std::thread::yield_now();
+        }
+    });
+}
+
+/// The threads of this process: id to name and CPUs it may run on.
+fn threads() -> BTreeMap<String, (String, String)> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let look = |thread: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(thread.path().join("comm")).ok()?;
+        let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        let id = thread.file_name().into_string().unwrap();
+        Some((id, (name.trim().to_owned(), cpus.trim().to_owned())))
+    };
+    threads.filter_map(look).collect()
 }
 
 #[test]
