@@ -34,6 +34,8 @@ pub mod fabric;
 pub mod flannel;
 pub mod flows;
 pub mod http;
+pub mod key_model;
+pub mod linear;
 pub mod nodes;
 pub mod notify;
 pub mod ns;
