@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::children::Children;
 use super::event::{Event, History};
 use super::node::{Kind, Node};
 use super::{HISTORY_EVENTS, Tree, path};
@@ -86,8 +87,8 @@ impl Tree {
         tree.dirty.clear();
         for (at, stored) in nodes {
             let kind = match stored.value {
-                Some(value) => Kind::File(value),
-                None => Kind::Dir(std::collections::BTreeMap::new()),
+                Some(value) => Kind::File(value.into()),
+                None => Kind::Dir(Children::default()),
             };
             let StoredNode { created, modified, expires_ns, .. } = stored;
             let name = path::name(&at);
@@ -95,7 +96,7 @@ impl Tree {
                 return Err(ImageError::Orphan(at));
             };
             let node = Node { created, modified, expires_ns, kind };
-            tree.len += usize::from(children.insert(name.to_owned(), node).is_none());
+            tree.len += usize::from(children.insert(name, node).is_none());
             if let Some(expires) = expires_ns {
                 tree.expiries.insert((expires, at));
             }

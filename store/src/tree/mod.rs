@@ -9,11 +9,13 @@
 //! |---|---|
 //! | [`path`] | cleaning and splitting of key paths |
 //! | [`node`] | files and directories, and how they look from outside |
+//! | [`children`] | the children of a directory, cheap to copy for a snapshot |
 //! | [`event`] | what happened to a node, and the history of the last events |
 //! | [`ops`] | the operations: set, create, update, compare-and-swap, delete, expire |
 //! | [`watch`] | who wants to hear of which event |
 //! | [`image`] | the tree as a list of stored nodes, for disk and for snapshots |
 
+pub mod children;
 pub mod event;
 pub mod image;
 pub mod node;

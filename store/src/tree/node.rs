@@ -1,10 +1,11 @@
 //! Files and directories, and how they look from outside.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::children::Children;
 use super::path;
 
-/// A file or a directory of the tree.
+/// A file or a directory of the tree. A clone shares the value or the children with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Index of the operation that made it.
@@ -21,9 +22,9 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A value.
-    File(String),
+    File(Arc<str>),
     /// Children by name.
-    Dir(BTreeMap<String, Node>),
+    Dir(Children),
 }
 
 /// How much of a directory to show.
@@ -58,13 +59,13 @@ pub struct NodeView {
 
 impl Node {
     /// A file made at `index`.
-    pub fn file(index: u64, value: String, expires_ns: Option<i64>) -> Node {
-        Node { created: index, modified: index, expires_ns, kind: Kind::File(value) }
+    pub fn file(index: u64, value: &str, expires_ns: Option<i64>) -> Node {
+        Node { created: index, modified: index, expires_ns, kind: Kind::File(value.into()) }
     }
 
     /// An empty directory made at `index`.
     pub fn dir(index: u64, expires_ns: Option<i64>) -> Node {
-        Node { created: index, modified: index, expires_ns, kind: Kind::Dir(BTreeMap::new()) }
+        Node { created: index, modified: index, expires_ns, kind: Kind::Dir(Children::default()) }
     }
 
     /// Whether it is a directory.
@@ -73,7 +74,7 @@ impl Node {
     }
 
     /// The children of a directory.
-    pub fn children(&self) -> Option<&BTreeMap<String, Node>> {
+    pub fn children(&self) -> Option<&Children> {
         match &self.kind {
             Kind::Dir(children) => Some(children),
             Kind::File(_) => None,
@@ -81,7 +82,7 @@ impl Node {
     }
 
     /// The children of a directory, to be changed.
-    pub fn children_mut(&mut self) -> Option<&mut BTreeMap<String, Node>> {
+    pub fn children_mut(&mut self) -> Option<&mut Children> {
         match &mut self.kind {
             Kind::Dir(children) => Some(children),
             Kind::File(_) => None,
@@ -99,7 +100,7 @@ impl Node {
     /// Puts a child into a directory; a file has no place for one.
     pub(super) fn insert(&mut self, name: &str, child: Node) {
         if let Some(children) = self.children_mut() {
-            children.insert(name.to_owned(), child);
+            children.insert(name, child);
         }
     }
 

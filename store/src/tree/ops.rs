@@ -246,8 +246,7 @@ impl Tree {
             self.forget_expiry(prev);
         }
         let next = self.index + 1;
-        let node =
-            if dir { Node::dir(next, expires_ns) } else { Node::file(next, value.to_owned(), expires_ns) };
+        let node = if dir { Node::dir(next, expires_ns) } else { Node::file(next, value, expires_ns) };
         let view = node.view(path, Depth::Node);
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));
@@ -259,7 +258,7 @@ impl Tree {
             let Kind::Dir(children) = &mut parent.kind else {
                 unreachable!("find has walked this way and met no file: {path}");
             };
-            parent = children.entry(name.to_owned()).or_insert_with(|| {
+            parent = children.get_or_insert_with(name, || {
                 self.dirty.insert(parent_path[..end].to_owned());
                 self.len += 1;
                 Node::dir(next, None)
@@ -290,7 +289,7 @@ impl Tree {
         let Some(node) = self.find_mut(path) else { unreachable!("prev was read from {path}") };
         node.expires_ns = expires_ns;
         if let Some(value) = value {
-            node.kind = Kind::File(value);
+            node.kind = Kind::File(value.into());
             node.modified = next;
         }
         self.commit(action, view, Some(prev), refresh)
