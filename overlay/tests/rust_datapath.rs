@@ -374,7 +374,7 @@ fn workers_stay_on_the_cpus_given() {
         let allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap();
         let mut cpus: Vec<usize> = (0..CpuSet::count()).filter(allowed).take(2).collect();
         cpus.reverse();
-        let expected = BTreeMap::from_iter((0..).map(|n| format!("datapath-{n}")).zip(cpus.clone()));
+        let expected: BTreeMap<_, _> = (0..).map(|n| format!("datapath-{n}")).zip(cpus.clone()).collect();
         let options =
             DatapathOptions { queues: cpus.len(), cpus, ..local(DatapathChoice::Rust, dir.path()).options };
         let pinned = Local { options, ..local(DatapathChoice::Rust, dir.path()) };
@@ -386,7 +386,7 @@ fn workers_stay_on_the_cpus_given() {
             let new = threads().into_iter().filter(|(id, _)| !before.contains_key(id));
             // Tests beside this one have workers too, but leave them to the scheduler.
             let seen = new.filter_map(|(_, (name, cpus))| Some((name, cpus.parse::<usize>().ok()?)));
-            let seen = BTreeMap::from_iter(seen.filter(|(name, _)| name.starts_with("datapath-")));
+            let seen: BTreeMap<_, _> = seen.filter(|(name, _)| name.starts_with("datapath-")).collect();
             if seen == expected {
                 break;
             }

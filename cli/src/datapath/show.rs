@@ -110,7 +110,7 @@ fn work(out: &mut dyn Write, engine: &Engine) -> io::Result<()> {
     let workers = (engine.workers.len() as u64).max(1);
     let time = engine.uptime_ms.saturating_mul(1_000_000).saturating_mul(workers);
     let share = percent(total.spin_ns, time);
-    writeln!(out, "  spinning        {}, {share} of the time, {} times", span(total.spin_ns), total.spins)?;
+    writeln!(out, "  spinning        {}, {share} of the time, {} looks", span(total.spin_ns), total.spins)?;
     writeln!(out, "  sleeping        {} times, {} of them ended by a packet", total.polls, total.wakeups)?;
     let Snapshot { answered_arp, answered_nd, too_big_signalled, gso_fallbacks, .. } = total;
     writeln!(

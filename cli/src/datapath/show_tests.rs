@@ -97,7 +97,7 @@ flannel.1: overlayd's own data path, running for 1 h 1 min (overlayd 0.1.0)
 
   system calls    0.17 per packet: 303000 for 1834567
                   tap reads 60000, tap writes 200000, sends 9000, receives 30000, polls 4000
-  spinning        37.0 s, 1.0% of the time, 90000 times
+  spinning        37.0 s, 1.0% of the time, 90000 looks
   sleeping        4000 times, 3990 of them ended by a packet
   answered        ARP 3, neighbour solicitations 1, packets too big 2
 

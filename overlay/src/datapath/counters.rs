@@ -45,15 +45,16 @@ macro_rules! drops {
 
 drops! {
     /// A frame from the TAP or inside a datagram that is too short for its own headers, or whose lengths contradict each
-    /// other. Look at what sends it: `cli overlay datapath --pcap`.
-    Malformed = "malformed", "frame shorter than its headers say: capture it and look at its sender";
+    /// other. Look at what sends it: `cli overlay datapath --pcap` shows those from the TAP, `tcpdump` on the underlay
+    /// those inside datagrams.
+    Malformed = "malformed", "frame shorter than its headers say: find its sender, with --pcap or with tcpdump on the underlay";
     /// A unicast frame to a hardware address that is no peer's. Usual for moments around a peer's restart or expiry;
     /// lasting, the neighbour entries of the device and the leases disagree.
     UnknownDestination = "unknown_destination", "no peer has this VTEP MAC: compare `ip neigh show dev flannel.1` with the leases";
     /// A broadcast or multicast frame that is not answered locally. The overlay is routed and floods nothing, as with
     /// flannel; DHCP, mDNS and IPv6 router solicitations of the host end here.
     Flood = "flood", "broadcast and multicast do not cross the overlay: harmless unless an application needs them";
-    /// The TAP delivered a frame with a segmentation type that was not asked for. A fault of the kernel or of another
+    /// The TAP delivered a frame with a segmentation type that was not asked for, or could not deliver it. A fault of the kernel or of another
     /// program that changed the device's offloads.
     UnknownGso = "unknown_gso", "the TAP's offloads were changed by somebody else: restart overlayd";
     /// A datagram on the overlay's port that is no VXLAN (RFC 7348 section 5): too short, or without the VNI flag.
@@ -85,7 +86,7 @@ drops! {
     TapFull = "tap_full", "the host's network stack is overloaded: look at softirq time";
     /// The TAP refused a frame: the device is down (`EIO`), or the kernel found the frame or its offload header
     /// inconsistent (`EINVAL`).
-    TapFailed = "tap_failed", "the device refused the frame: see whether flannel.1 is up, and the log";
+    TapFailed = "tap_failed", "the device refused the frame: see whether the device is up (`ip link`)";
 }
 
 impl Drop {
@@ -235,7 +236,7 @@ counters! {
     tap_reads: count,
     /// Writes to the TAP.
     tap_writes: count,
-    /// `sendmmsg` calls.
+    /// `sendmmsg` calls; that one stops short at a message that is refused, and is called again, does not count.
     sends: count,
     /// `recvmmsg` calls, those that found nothing included.
     receives: count,
@@ -243,9 +244,9 @@ counters! {
     polls: count,
     /// `poll` calls that ended because something was there, not because time was up.
     wakeups: count,
-    /// Times the worker looked again instead of sleeping.
+    /// Looks for packets in vain after which the worker did not sleep but looked again.
     spins: count,
-    /// Time spent so, in nanoseconds.
+    /// Time spent so, in nanoseconds, without what it then carried.
     spin_ns: count,
     /// Datagrams or frames handled one by one because the kernel refused an offload.
     gso_fallbacks: count,

@@ -13,7 +13,8 @@ pub trait Port {
     /// Reads one frame behind its virtio-net header; `None` when there is none now.
     ///
     /// # Errors
-    /// The device is gone.
+    /// `EINVAL`: the kernel cannot say in the header how the frame is to be cut, and has dropped it. Any other: the
+    /// device is gone.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
 
     /// Writes one frame, its virtio-net header first.
@@ -47,11 +48,11 @@ pub trait Wire {
 
 /// Sleeping until one of the two has something.
 pub trait Sleep<W: Wire>: Port {
-    /// Sleeps until there is something to read here or there, or `wake` is signalled.
+    /// Sleeps until there is something to read here or there, or `wake` is signalled; returns whether it is.
     ///
     /// # Errors
     /// Sleeping is not possible.
-    fn sleep(&self, wire: &W, wake: &EventFd, timeout: Option<Duration>) -> io::Result<()>;
+    fn sleep(&self, wire: &W, wake: &EventFd, timeout: Option<Duration>) -> io::Result<bool>;
 }
 
 impl Port for Tap {
@@ -96,7 +97,7 @@ impl Wire for Sockets {
 }
 
 impl Sleep<Sockets> for Tap {
-    fn sleep(&self, wire: &Sockets, wake: &EventFd, timeout: Option<Duration>) -> io::Result<()> {
-        wait(self, &wire.receive, wake, timeout).map(drop)
+    fn sleep(&self, wire: &Sockets, wake: &EventFd, timeout: Option<Duration>) -> io::Result<bool> {
+        wait(self, &wire.receive, wake, timeout).map(|ready| ready.woken)
     }
 }

@@ -8,6 +8,7 @@ use super::encap::{Encap, Send};
 use super::io::Wire;
 use super::pieces::recycle;
 use super::socket::{Message, Refusal};
+use super::sys::BATCH;
 use super::table::Table;
 use crate::wire::vxlan::HEADER_BYTES;
 
@@ -77,7 +78,7 @@ fn hand_over<'a, W: Wire>(
     counters: &Counters,
 ) {
     while !messages.is_empty() {
-        bump(&counters.sends, 1);
+        bump(&counters.sends, messages.len().div_ceil(BATCH) as u64);
         let (taken, error) = wire.send(socket, messages);
         for send in sends.by_ref().take(taken) {
             sent(send, send.datagrams.into(), table, counters);
@@ -88,7 +89,7 @@ fn hand_over<'a, W: Wire>(
         messages = &messages[1..];
         if Refusal::of(&error, refused) == Refusal::Segmentation {
             bump(&counters.gso_fallbacks, 1);
-            bump(&counters.sends, u64::from(send.datagrams));
+            bump(&counters.sends, u64::from(send.datagrams).div_ceil(BATCH as u64));
             let (taken, error) = wire.send_plain(socket, refused);
             sent(send, taken, table, counters);
             let lost = usize::from(send.datagrams) - taken.min(send.datagrams.into());

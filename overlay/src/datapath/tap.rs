@@ -143,7 +143,7 @@ impl Tap {
     /// cannot happen with [`FRAME_BUFFER_BYTES`].
     ///
     /// # Errors
-    /// `EBADFD`: the device was deleted.
+    /// `EBADFD`: the device was deleted. `EINVAL`: as for [`super::io::Port::read`].
     pub fn read(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match (&self.file).read(buf) {

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::libc;
+
 use super::answer::Answered;
 use super::capture::{Capture, Direction};
 use super::counters::{Counters, Drop, bump};
@@ -41,6 +43,8 @@ const RECEIVE_MAX: usize = 64;
 const TOO_BIG_PER_S: u32 = 200;
 /// A broken socket is tried again after this long.
 const BROKEN: Duration = Duration::from_millis(10);
+/// Frames that the kernel could not hand over, one after the other, until the device counts as broken.
+const UNREADABLE: u32 = 1000;
 
 /// What all workers of an engine share.
 pub(crate) struct Common {
@@ -70,6 +74,10 @@ pub(crate) struct Worker<P, W> {
     outbox: Outbox,
     slices: Vec<IoSlice<'static>>,
     too_big: Bucket,
+    /// Frames in a row that could not be read.
+    unreadable: u32,
+    /// Whether receiving failed the last time.
+    deaf: bool,
 }
 
 /// At most so many a second.
@@ -119,6 +127,8 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             outbox: Outbox::new(peer_port),
             slices: Vec::with_capacity(1024),
             too_big: Bucket { since: Instant::now(), used: 0 },
+            unreadable: 0,
+            deaf: false,
         }
     }
 
@@ -127,17 +137,19 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
     /// # Errors
     /// Why the device cannot be read any more.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        let mut idle_since: Option<Instant> = None;
+        // Since when there has been nothing, and when that was last seen.
+        let mut idle: Option<(Instant, Instant)> = None;
         while !self.common.stop.load(Ordering::Relaxed) {
             if self.round()? {
-                if let Some(since) = idle_since.take() {
+                if let Some((since, last)) = idle.take() {
                     self.spin.found();
-                    self.spun(since.elapsed());
+                    self.spun(last - since);
                 }
                 continue;
             }
             let now = Instant::now();
-            let since = *idle_since.get_or_insert(now);
+            let since = idle.map_or(now, |(since, _)| since);
+            idle = Some((since, now));
             if now - since < self.spin.budget() {
                 bump(&self.counters.spins, 1);
                 std::thread::yield_now();
@@ -147,7 +159,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
                 self.spin.in_vain();
             }
             self.spun(now - since);
-            idle_since = None;
+            idle = None;
             self.sleep(now)?;
         }
         Ok(())
@@ -159,9 +171,10 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
 
     fn sleep(&mut self, now: Instant) -> io::Result<()> {
         bump(&self.counters.polls, 1);
-        self.port.sleep(&self.wire, &self.wake, None)?;
+        if self.port.sleep(&self.wire, &self.wake, None)? {
+            self.wake.clear();
+        }
         bump(&self.counters.wakeups, 1);
-        self.wake.clear();
         self.spin.woken_after(now.elapsed());
         Ok(())
     }
@@ -178,10 +191,19 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
 
     fn outwards(&mut self) -> io::Result<bool> {
         self.encap.clear();
-        let (mut frames, mut bytes) = (0, 0);
+        let (mut frames, mut bytes, mut lost) = (0, 0, false);
         while frames < TAP_BATCH && bytes < TAP_BATCH_BYTES && self.encap.has_room() {
             bump(&self.counters.tap_reads, 1);
-            let Some(length) = self.port.read(&mut self.frames[frames])? else { break };
+            let length = match self.port.read(&mut self.frames[frames]) {
+                Ok(Some(length)) => length,
+                Ok(None) => break,
+                Err(error) if self.is_of_one_frame(&error) => {
+                    lost = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            self.unreadable = 0;
             self.one_frame(frames, length);
             frames += 1;
             bytes += length;
@@ -190,7 +212,18 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         if !self.encap.sends().is_empty() {
             self.send();
         }
-        Ok(frames > 0)
+        Ok(frames > 0 || lost)
+    }
+
+    /// Whether an error in reading concerns that one frame, which is gone then: the kernel says `EINVAL` of a
+    /// segmentation that it cannot put into the virtio-net header (`virtio_net_hdr_from_skb`).
+    fn is_of_one_frame(&mut self, error: &io::Error) -> bool {
+        self.unreadable += 1;
+        let alone = error.raw_os_error() == Some(libc::EINVAL) && self.unreadable < UNREADABLE;
+        if alone {
+            self.counters.count_drop(Drop::UnknownGso, 1);
+        }
+        alone
     }
 
     fn one_frame(&mut self, index: usize, length: usize) {
@@ -254,9 +287,14 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         bump(&self.counters.receives, 1);
         let offered = self.offered;
         let got = match self.wire.receive(&mut self.datagrams[..offered], &mut self.received) {
-            Ok(got) => got,
+            Ok(got) => {
+                self.deaf = false;
+                got
+            }
             Err(error) => {
-                tracing::debug!(%error, "receiving from the underlay");
+                if !std::mem::replace(&mut self.deaf, true) {
+                    tracing::warn!("nothing can be received from the underlay at the moment: {error}");
+                }
                 std::thread::sleep(BROKEN);
                 0
             }

@@ -146,17 +146,18 @@ impl Wire for Memory {
 }
 
 impl Sleep<Memory> for Memory {
-    fn sleep(&self, _wire: &Memory, wake: &EventFd, timeout: Option<Duration>) -> io::Result<()> {
+    fn sleep(&self, _wire: &Memory, wake: &EventFd, timeout: Option<Duration>) -> io::Result<bool> {
         let idle = self.0.with(|kernel| {
             kernel.asleep = kernel.to_read.is_empty() && kernel.to_receive.is_empty();
             kernel.asleep
         });
-        if idle {
-            wait(&self.0.work, &self.0.work, wake, timeout)?;
-            self.0.work.clear();
-            self.0.with(|kernel| kernel.asleep = false);
+        if !idle {
+            return Ok(false);
         }
-        Ok(())
+        let ready = wait(&self.0.work, &self.0.work, wake, timeout)?;
+        self.0.work.clear();
+        self.0.with(|kernel| kernel.asleep = false);
+        Ok(ready.woken)
     }
 }
 
@@ -396,6 +397,8 @@ mod refusals {
         packets::assert_same_flows(&inner(&sent), &expected);
         let counted = rig.counters.snapshot();
         assert_eq!((counted.gso_fallbacks, counted.encap.frames, counted.dropped_total()), (1, 9, 0));
+        // Refused, one by one, and the other flow's; the latter two go out in one call each.
+        assert_eq!(counted.sends, 3);
     }
 
     #[test]
@@ -467,6 +470,23 @@ mod refusals {
         rig.shore.with(|kernel| kernel.to_receive.push_back(Err(Errno::EBADMSG.into())));
         rig.peer_sends([back(udp(7)).frame()]);
         assert_eq!(rig.written().len(), 1);
+    }
+
+    #[test]
+    fn a_frame_that_cannot_be_read_is_counted_and_the_next_is_carried() {
+        let rig = Rig::new(Duration::ZERO);
+        rig.shore.with(|kernel| kernel.to_read.push_back(Err(Errno::EINVAL.into())));
+        rig.host_sends([out(udp(7)).partial()]);
+        assert_eq!((rig.sent().len(), rig.dropped(Drop::UnknownGso)), (1, 1));
+    }
+
+    #[test]
+    fn a_device_of_which_nothing_can_be_read_ends_it() {
+        let mut rig = Rig::new(Duration::ZERO);
+        rig.shore.with(|kernel| kernel.to_read.extend((0..UNREADABLE).map(|_| Err(Errno::EINVAL.into()))));
+        rig.shore.work.wake();
+        let result = rig.thread.take().unwrap().join().unwrap();
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(Errno::EINVAL as i32));
     }
 
     #[test]
@@ -549,6 +569,27 @@ fn a_new_table_takes_effect_with_the_next_batch() {
         2,
         "the peer keeps its counters"
     );
+}
+
+#[test]
+fn carrying_what_was_found_while_spinning_is_not_spinning() {
+    const CAP: Duration = Duration::from_millis(100);
+    const CARRYING: Duration = Duration::from_secs(1);
+    let rig = Rig::new(CAP);
+    // Soon after falling asleep, so that it spins from then on.
+    rig.settle();
+    rig.host_sends([out(udp(1)).partial()]);
+    rig.shore.wait("the first is sent", |kernel| kernel.sent.len() == 1);
+    rig.shore.with(|kernel| {
+        kernel.refuse = Some(|_| {
+            std::thread::sleep(CARRYING);
+            None
+        });
+    });
+    rig.host_sends([out(udp(2)).partial()]);
+    assert_eq!(rig.sent().len(), 2);
+    let spun = Duration::from_nanos(rig.counters.snapshot().spin_ns);
+    assert!(!spun.is_zero() && spun < CARRYING, "{spun:?}");
 }
 
 #[test]
