@@ -295,6 +295,16 @@ impl<'f> Member<'f> {
         self.process()?.wait_until("a healthy answer", limit, |_| endpoint.healthy())
     }
 
+    /// Copies its log into the directory `place`.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn keep_log(&self, place: &Path) -> Result<()> {
+        std::fs::copy(&self.log, place.join(format!("{}.log", self.name)))
+            .with_context(|| format!("copying {}", self.log.display()))?;
+        Ok(())
+    }
+
     /// Its plain client address.
     pub fn endpoint(&self) -> Endpoint<'f> {
         Endpoint { ns: self.ns, address: self.plain }

@@ -85,7 +85,9 @@ pub fn send_unix(path: &Path, request: &Request<'_>, limit: Duration) -> Result<
     stream.set_write_timeout(Some(limit))?;
     let method = if request.method.is_empty() { "GET" } else { request.method };
     let line = format!("{method} {} at {}", request.target, path.display());
-    stream.write_all(message(method, &"localhost", request).as_bytes()).with_context(|| line.clone())?;
+    stream
+        .write_all(message(method, &"localhost", request, false).as_bytes())
+        .with_context(|| line.clone())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).with_context(|| line.clone())?;
     parse(&bytes, method == "HEAD").with_context(|| line)
@@ -120,7 +122,9 @@ impl Exchange {
         stream.set_write_timeout(Some(limit))?;
         let method = if request.method.is_empty() { "GET" } else { request.method };
         let line = format!("{method} {} at {address}", request.target);
-        stream.write_all(message(method, &address, request).as_bytes()).with_context(|| line.clone())?;
+        stream
+            .write_all(message(method, &address, request, false).as_bytes())
+            .with_context(|| line.clone())?;
         Ok(Self { stream, bytes: Vec::new(), line, bodiless: method == "HEAD" })
     }
 
@@ -174,9 +178,12 @@ impl Exchange {
     }
 }
 
-fn message(method: &str, host: &dyn fmt::Display, request: &Request<'_>) -> String {
-    let mut message =
-        format!("{method} {} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n", request.target);
+/// The bytes of a request; `keep` leaves the connection open for another one.
+pub(crate) fn message(method: &str, host: &dyn fmt::Display, request: &Request<'_>, keep: bool) -> String {
+    let mut message = format!("{method} {} HTTP/1.1\r\nHost: {host}\r\n", request.target);
+    if !keep {
+        message.push_str("Connection: close\r\n");
+    }
     for &(name, value) in request.headers {
         message.extend([name, ": ", value, "\r\n"]);
     }

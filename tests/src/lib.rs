@@ -14,6 +14,10 @@
 //! | [`ns`], [`fabric`] | network namespaces; hosts on one underlay, containers behind bridges |
 //! | [`http`] | an HTTP client that sends exactly the bytes it is told |
 //! | [`v2`] | the handful of v2 key calls that tests make |
+//! | [`keepalive`] | an HTTP connection for many requests, which tells a lost one from one never sent |
+//! | [`linear`], [`key_model`] | is a history linearizable? |
+//! | [`load`], [`history`], [`follow`] | concurrent clients and watchers, what they were told, and its checks |
+//! | [`faults`], [`dice`] | a seeded schedule of kills, freezes and partitions |
 //! | [`cluster`] | three members of our store or of Debian's etcd |
 //! | [`tutorial`], [`systemd`] | the hand-installation guide's files, and what systemd would run for them |
 //! | [`nodes`] | overlay nodes with any flags and one store, for the data path's tests and measurements |
@@ -29,13 +33,19 @@
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod dice;
 pub mod docker;
 pub mod fabric;
+pub mod faults;
 pub mod flannel;
 pub mod flows;
+pub mod follow;
+pub mod history;
 pub mod http;
+pub mod keepalive;
 pub mod key_model;
 pub mod linear;
+pub mod load;
 pub mod nodes;
 pub mod notify;
 pub mod ns;

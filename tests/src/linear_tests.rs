@@ -7,17 +7,22 @@ use crate::key_model::{Answer, Ask, Key, Operation, Seen};
 
 const LIMIT: u64 = 1_000_000;
 
-/// A call from `invoked` to `returned`; 0 says that nobody knows what came of it.
-fn call(invoked: u64, returned: u64, ask: Ask, answer: Option<Answer>) -> Call<Operation> {
-    Call { operation: (ask, answer), invoked, returned: Some(returned).filter(|&r| r != 0) }
+/// A call from `invoked` to `returned`.
+fn call(invoked: u64, returned: u64, ask: Ask, answer: Answer) -> Call<Operation> {
+    Call { operation: (ask, Some(answer)), invoked, returned: Some(returned) }
 }
 
-fn found(value: u64, index: u64) -> Option<Answer> {
-    Some(Answer::Found(Seen { value, index }))
+/// A call of which nobody knows what came.
+fn lost(invoked: u64, ask: Ask) -> Call<Operation> {
+    Call { operation: (ask, None), invoked, returned: None }
 }
 
-fn changed(index: u64, prev: Option<(u64, u64)>) -> Option<Answer> {
-    Some(Answer::Changed { index, prev: prev.map(|(value, index)| Seen { value, index }) })
+fn found(value: u64, index: u64) -> Answer {
+    Answer::Found(Seen { value, index })
+}
+
+fn changed(index: u64, prev: Option<(u64, u64)>) -> Answer {
+    Answer::Changed { index, prev: prev.map(|(value, index)| Seen { value, index }) }
 }
 
 fn verdict(calls: &[Call<Operation>]) -> Verdict {
@@ -39,13 +44,13 @@ fn rejects(calls: &[Call<Operation>]) -> Stuck {
 fn what_one_client_does_is_linearizable() {
     accepts(&[]);
     accepts(&[
-        call(1, 2, Ask::Get, Some(Answer::Absent)),
+        call(1, 2, Ask::Get, Answer::Absent),
         call(3, 4, Ask::Create(1), changed(5, None)),
-        call(5, 6, Ask::Create(2), Some(Answer::Exists)),
+        call(5, 6, Ask::Create(2), Answer::Exists),
         call(7, 8, Ask::SwapIndex { prev: 5, value: 3 }, changed(6, Some((1, 5)))),
-        call(9, 10, Ask::SwapValue { prev: 1, value: 4 }, Some(Answer::Mismatch)),
+        call(9, 10, Ask::SwapValue { prev: 1, value: 4 }, Answer::Mismatch),
         call(11, 12, Ask::Delete, changed(7, Some((3, 6)))),
-        call(13, 14, Ask::Delete, Some(Answer::Absent)),
+        call(13, 14, Ask::Delete, Answer::Absent),
         call(15, 16, Ask::Set(5), changed(8, None)),
     ]);
 }
@@ -53,7 +58,7 @@ fn what_one_client_does_is_linearizable() {
 #[test]
 fn concurrent_reads_may_see_either_side_of_a_write_but_not_go_back() {
     let set = call(1, 10, Ask::Set(1), changed(5, None));
-    let old = |from, to| call(from, to, Ask::Get, Some(Answer::Absent));
+    let old = |from, to| call(from, to, Ask::Get, Answer::Absent);
     let new = |from, to| call(from, to, Ask::Get, found(1, 5));
     accepts(&[set.clone(), old(2, 3), new(4, 5)]);
     accepts(&[set.clone(), new(2, 4), old(3, 5)]);
@@ -72,7 +77,7 @@ fn a_stale_read_is_refused() {
 
 #[test]
 fn a_lost_write_is_refused() {
-    rejects(&[call(1, 2, Ask::Set(1), changed(5, None)), call(3, 4, Ask::Get, Some(Answer::Absent))]);
+    rejects(&[call(1, 2, Ask::Set(1), changed(5, None)), call(3, 4, Ask::Get, Answer::Absent)]);
     // Also when it shows only in what the next write says of the one before.
     rejects(&[
         call(1, 2, Ask::Set(1), changed(5, None)),
@@ -103,29 +108,29 @@ fn a_key_created_twice_and_an_index_that_goes_back_are_refused() {
 #[test]
 fn a_request_without_answer_may_take_effect_late_or_never_but_once() {
     let before = call(1, 2, Ask::Set(1), changed(5, None));
-    let lost = call(3, 0, Ask::Set(2), None);
+    let late = lost(3, Ask::Set(2));
     let read = |from: u64, value, index| call(from, from + 1, Ask::Get, found(value, index));
-    accepts(&[before.clone(), lost.clone(), read(4, 1, 5)]);
-    accepts(&[before.clone(), lost.clone(), read(4, 1, 5), read(90, 2, 6), read(92, 2, 6)]);
-    rejects(&[before.clone(), lost.clone(), read(4, 2, 6), read(6, 1, 5)]);
-    rejects(&[before.clone(), lost.clone(), read(4, 2, 6), read(6, 2, 7)]);
+    accepts(&[before.clone(), late.clone(), read(4, 1, 5)]);
+    accepts(&[before.clone(), late.clone(), read(4, 1, 5), read(90, 2, 6), read(92, 2, 6)]);
+    rejects(&[before.clone(), late.clone(), read(4, 2, 6), read(6, 1, 5)]);
+    rejects(&[before.clone(), late.clone(), read(4, 2, 6), read(6, 2, 7)]);
     // Not before it was sent, and not with an index that was taken.
-    rejects(&[before.clone(), read(3, 2, 6), call(5, 0, Ask::Set(2), None)]);
-    rejects(&[before.clone(), lost.clone(), read(4, 2, 5)]);
+    rejects(&[before.clone(), read(3, 2, 6), lost(5, Ask::Set(2))]);
+    rejects(&[before.clone(), late.clone(), read(4, 2, 5)]);
     // A swap without answer takes effect only where it matches.
-    let swap = call(3, 0, Ask::SwapIndex { prev: 4, value: 2 }, None);
+    let swap = lost(3, Ask::SwapIndex { prev: 4, value: 2 });
     rejects(&[before.clone(), swap, read(4, 2, 6)]);
-    let swap = call(3, 0, Ask::SwapIndex { prev: 5, value: 2 }, None);
+    let swap = lost(3, Ask::SwapIndex { prev: 5, value: 2 });
     accepts(&[before, swap, read(4, 2, 6)]);
 }
 
 #[test]
 fn one_unknown_delete_explains_one_disappearance() {
     let set = |from: u64, value, index| call(from, from + 1, Ask::Set(value), changed(index, None));
-    let lost = call(3, 0, Ask::Delete, None);
-    accepts(&[set(1, 1, 5), lost.clone(), set(10, 2, 9)]);
-    rejects(&[set(1, 1, 5), lost.clone(), set(10, 2, 9), set(20, 3, 12)]);
-    accepts(&[set(1, 1, 5), lost.clone(), lost, set(10, 2, 9), set(20, 3, 12)]);
+    let late = lost(3, Ask::Delete);
+    accepts(&[set(1, 1, 5), late.clone(), set(10, 2, 9)]);
+    rejects(&[set(1, 1, 5), late.clone(), set(10, 2, 9), set(20, 3, 12)]);
+    accepts(&[set(1, 1, 5), late.clone(), late, set(10, 2, 9), set(20, 3, 12)]);
 }
 
 /// Every fifth call is of unknown outcome, and every second of those takes effect, a little later.
@@ -135,7 +140,7 @@ fn with_unknowns(size: u64) -> Vec<Call<Operation>> {
     for n in 1..=size {
         let (at, index) = (n * 10, n * 2);
         if n % 5 == 0 {
-            calls.push(call(at, 0, Ask::Set(n), None));
+            calls.push(lost(at, Ask::Set(n)));
         } else {
             calls.push(call(at, at + 15, Ask::Set(n), changed(index, now)));
         }
@@ -161,7 +166,7 @@ fn a_search_that_is_too_long_is_given_up() {
 }
 
 /// The definition itself: any order that time allows, without memory and without short cuts.
-fn by_definition(calls: &[Call<Operation>], model: &Key, state: <Key as Model>::State, done: u32) -> bool {
+fn by_definition(calls: &[Call<Operation>], model: Key, state: <Key as Model>::State, done: u32) -> bool {
     let rest = || (0..calls.len()).filter(|n| done & (1 << n) == 0);
     if rest().all(|n| calls[n].returned.is_none()) {
         return true;
@@ -206,11 +211,12 @@ fn carry_out(ask: Ask, now: &mut Option<Seen>, index: &mut u64) -> Answer {
 fn correct(asks: Vec<(Ask, u64, u64, bool, bool)>) -> Vec<Call<Operation>> {
     let (mut now, mut index) = (None, 0);
     let mut calls = Vec::new();
-    for (n, (ask, before, after, lost, in_vain)) in asks.into_iter().enumerate() {
+    for (n, (ask, before, after, unanswered, in_vain)) in asks.into_iter().enumerate() {
         let at = 10 * (n as u64 + 10);
-        let answer = (!(lost && in_vain)).then(|| carry_out(ask, &mut now, &mut index));
-        let answer = answer.filter(|_| !lost);
-        calls.push(call(at - before, if lost { 0 } else { at + after }, ask, answer));
+        let answer = (!(unanswered && in_vain)).then(|| carry_out(ask, &mut now, &mut index));
+        let answer = answer.filter(|_| !unanswered);
+        let returned = (!unanswered).then_some(at + after);
+        calls.push(Call { operation: (ask, answer), invoked: at - before, returned });
     }
     calls
 }
@@ -249,7 +255,7 @@ proptest! {
             }
         }
         let model = Key { try_all: true };
-        let expected = by_definition(&calls, &model, model.initial(), 0);
+        let expected = by_definition(&calls, model, model.initial(), 0);
         for model in [Key::default(), model] {
             let verdict = check(&model, &calls, LIMIT);
             prop_assert_eq!(verdict == Verdict::Linearizable, expected, "{:?}: {:?}", verdict, calls);
