@@ -3,6 +3,7 @@
 //! Nothing is opened or bound here. Texts of errors that etcd also gives are etcd's (section 14 of its API);
 //! a flag that is not supported is refused by name, a flag that has nothing to act on is noted in the log.
 
+mod duration;
 mod table;
 mod url;
 
@@ -115,6 +116,8 @@ pub struct Config {
     pub election: Duration,
     /// Applied entries between compactions of the log.
     pub snapshot_count: u64,
+    /// How often members compare their states; `None` for never.
+    pub check_period: Option<Duration>,
     /// TLS towards clients.
     pub client_tls: Tls,
     /// TLS between members.
@@ -242,6 +245,8 @@ impl Config {
             heartbeat,
             election,
             snapshot_count,
+            check_period: Some(duration(parsed, "experimental-corrupt-check-time")?)
+                .filter(|period| !period.is_zero()),
             client_tls,
             peer_tls,
             log_level: if parsed.bool("debug") { "debug".to_owned() } else { text("log-level") },
@@ -322,6 +327,12 @@ fn number(parsed: &Parsed, name: &'static str) -> Result<u64, ConfigError> {
 
 fn millis(parsed: &Parsed, name: &'static str) -> Result<Duration, ConfigError> {
     number(parsed, name).map(Duration::from_millis)
+}
+
+fn duration(parsed: &Parsed, name: &'static str) -> Result<Duration, ConfigError> {
+    let text = parsed.value(name).unwrap_or_default();
+    duration::parse(text)
+        .ok_or_else(|| FlagError::Invalid { name: name.to_owned(), value: text.to_owned() }.into())
 }
 
 fn check_timing(heartbeat: Duration, election: Duration) -> Result<(), ConfigError> {

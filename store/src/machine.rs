@@ -1,14 +1,20 @@
 //! The replicated state machine: every committed entry goes through [`Machine::apply`], on every member alike.
 //!
-//! It holds the v2 keyspace and the membership, with the raft index up to which they are applied; a v3
-//! keyspace will stand beside them. Errors of an operation are part of the replicated result and equal on all
+//! It holds the v2 keyspace, the membership and the alarms, with the raft index up to which they are applied; a v3
+//! keyspace will stand beside them. [`Machine::digest`] says in one number what they are. Errors of an operation are part of the replicated result and equal on all
 //! members. An entry that cannot be read is not: the member must stop.
+
+mod alarm;
+mod check;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::alarm::{AlarmKind, Alarms, MAX_TEXT_BYTES};
+pub use self::check::{Checks, Mark, Mismatch, Verdict};
 use crate::membership::Membership;
+use crate::tree::hash::Hasher;
 use crate::tree::image::{ImageError, StoredNode};
-use crate::tree::{Event, Op, Outcome, Tree, TreeError};
+use crate::tree::{Digest, Event, Op, Outcome, Tree, TreeError};
 use crate::wire::command::{Command, DecodeError, Envelope, RequestId};
 
 /// Where the applied state stands in the raft log.
@@ -27,8 +33,12 @@ pub struct Machine {
     pub tree: Tree,
     /// The members.
     pub membership: Membership,
+    /// What is wrong with which member.
+    pub alarms: Alarms,
     /// How far the log is applied.
     pub applied: Position,
+    /// This member's part in comparing states. It is no part of the state: not in snapshots, images and digests.
+    pub checks: Checks,
 }
 
 /// What an applied entry gives.
@@ -49,7 +59,18 @@ pub enum Done {
     Expired(Vec<Outcome>),
     /// A change of the membership's data.
     Cluster(Outcome),
-    /// A member published itself that is not (or no longer) in the cluster.
+    /// States were compared.
+    Checked(Verdict),
+    /// An alarm was raised or cleared.
+    Alarm {
+        /// Whose.
+        member: u64,
+        /// Which.
+        kind: AlarmKind,
+        /// Raised, not cleared.
+        raised: bool,
+    },
+    /// A member published itself that is not (or no longer) in the cluster, or something was set that is so already.
     Ignored,
 }
 
@@ -59,7 +80,7 @@ impl Done {
         match self {
             Done::V2(outcome) | Done::Cluster(outcome) => std::slice::from_ref(outcome),
             Done::Expired(outcomes) => outcomes,
-            Done::Ignored => &[],
+            Done::Checked(_) | Done::Alarm { .. } | Done::Ignored => &[],
         }
     }
 }
@@ -85,7 +106,28 @@ impl Machine {
             membership.publish(id, String::new(), Vec::new());
         }
         let applied = Position { index: tree.index(), term: 1 };
-        Machine { tree, membership, applied }
+        Machine::new(tree, membership, Alarms::default(), applied)
+    }
+
+    /// The state that consists of these.
+    pub fn new(tree: Tree, membership: Membership, alarms: Alarms, applied: Position) -> Machine {
+        Machine { tree, membership, alarms, applied, checks: Checks::default() }
+    }
+
+    /// What this state is, in one number: equal on all members at the same `applied`. Costs about as much as applying an
+    /// entry, however large the state is.
+    ///
+    /// Of the history its first and last index stand for all of it: its events are what the operations gave.
+    pub fn digest(&self) -> Digest {
+        let history = self.tree.history();
+        let last = history.iter().next_back().map(|event| event.index());
+        let mut hasher = Hasher::default();
+        let parts = (self.tree.digest(), self.tree.index(), history.first_index(), last);
+        for part in [encode(&parts), encode(&self.membership), encode(&self.alarms), encode(&self.applied)] {
+            hasher.write_u64(part.len() as u64);
+            hasher.write(&part);
+        }
+        hasher.finish()
     }
 
     /// Applies the entry at `position`. An empty entry (a new leader's) only moves the position.
@@ -95,6 +137,9 @@ impl Machine {
     pub fn apply(&mut self, position: Position, data: &[u8]) -> Result<Option<Applied>, DecodeError> {
         let envelope = if data.is_empty() { None } else { Some(Envelope::decode(data)?) };
         self.applied = position;
+        if !matches!(envelope, Some(Envelope { command: Command::Check(_), .. })) {
+            self.checks.changed();
+        }
         Ok(envelope.map(|Envelope { id, command }| Applied { id, result: self.command(command) }))
     }
 
@@ -110,6 +155,23 @@ impl Machine {
                 let value = member.attributes();
                 self.tree.apply(&set(path, value)).map(Done::Cluster)
             }
+            Command::Check(leader) => {
+                let here = Mark { index: self.applied.index, digest: self.digest() };
+                Ok(Done::Checked(self.checks.check(leader, here)))
+            }
+            Command::Alarm { member, kind, raise: raised, text } => {
+                // Asked for again because the answer was slow, or for a member that is gone.
+                let changes = self.alarms.get(member, kind).is_some() != raised;
+                if !changes || self.membership.member(member).is_none() {
+                    return Ok(Done::Ignored);
+                }
+                if raised {
+                    self.alarms.raise(member, kind, text);
+                } else {
+                    self.alarms.clear(member, kind);
+                }
+                Ok(Done::Alarm { member, kind, raised })
+            }
             // Leaders that follow each other quickly may both have proposed it.
             Command::SetClusterVersion(version) if version == self.membership.version => Ok(Done::Ignored),
             Command::SetClusterVersion(version) => {
@@ -121,13 +183,14 @@ impl Machine {
 
     /// The whole state in one piece, for a member that is too far behind.
     pub fn snapshot(&self) -> Vec<u8> {
-        let snapshot = Snapshot {
+        let body = Snapshot {
             membership: self.membership.clone(),
             applied: self.applied,
             index: self.tree.index(),
             nodes: self.tree.stored_nodes(),
             events: self.tree.history().iter().map(|event| (**event).clone()).collect(),
         };
+        let snapshot = (body, &self.alarms, self.digest());
         postcard::to_extend(&snapshot, vec![SNAPSHOT_VERSION])
             .expect("a snapshot has no length that postcard cannot write")
     }
@@ -138,21 +201,36 @@ impl Machine {
     /// [`SnapshotError`]; nothing of it is used.
     pub fn from_snapshot(data: &[u8]) -> Result<Machine, SnapshotError> {
         let (&version, body) = data.split_first().ok_or(SnapshotError::Damaged)?;
-        if version != SNAPSHOT_VERSION {
+        if !(1..=SNAPSHOT_VERSION).contains(&version) {
             return Err(SnapshotError::Version(version));
         }
-        let snapshot: Snapshot = postcard::from_bytes(body).map_err(|_| SnapshotError::Damaged)?;
+        let damaged = |_| SnapshotError::Damaged;
+        let (snapshot, rest): (Snapshot, &[u8]) = postcard::take_from_bytes(body).map_err(damaged)?;
+        let tail: Option<(Alarms, Digest)> =
+            if version == 1 { None } else { Some(postcard::from_bytes(rest).map_err(damaged)?) };
         let tree = Tree::from_stored(snapshot.index, snapshot.nodes, snapshot.events)?;
-        Ok(Machine { tree, membership: snapshot.membership, applied: snapshot.applied })
+        let (alarms, wanted) =
+            tail.map_or((Alarms::default(), None), |(alarms, digest)| (alarms, Some(digest)));
+        let machine = Machine::new(tree, snapshot.membership, alarms, snapshot.applied);
+        match wanted {
+            Some(wanted) if wanted != machine.digest() => {
+                Err(SnapshotError::Digest { wanted, found: machine.digest() })
+            }
+            _ => Ok(machine),
+        }
     }
+}
+
+fn encode(part: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(part).expect("no part of the state has a length that postcard cannot write")
 }
 
 fn set(path: String, value: String) -> Op {
     Op::Set { path, dir: false, value, expires_ns: None, refresh: false }
 }
 
-/// The version of snapshots that this build writes.
-const SNAPSHOT_VERSION: u8 = 1;
+/// The version of snapshots that this build writes. Version 1 ends with the [`Snapshot`]; alarms and digest follow since.
+const SNAPSHOT_VERSION: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Snapshot {
@@ -167,78 +245,23 @@ struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// Written by another version of the store.
-    #[error("snapshot of version {0}, this program reads version {SNAPSHOT_VERSION}")]
+    #[error("snapshot of version {0}, this program reads versions 1 to {SNAPSHOT_VERSION}")]
     Version(u8),
     /// Not what an encoder wrote.
     #[error("damaged snapshot")]
     Damaged,
+    /// It holds another state than it says.
+    #[error("damaged snapshot: the digest of its state is {found}, not {wanted}")]
+    Digest {
+        /// The digest that came with it.
+        wanted: Digest,
+        /// The digest of what it holds.
+        found: Digest,
+    },
     /// It holds no tree.
     #[error(transparent)]
     Image(#[from] ImageError),
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::membership::Member;
-
-    fn cluster() -> Membership {
-        Membership::bootstrap(
-            (1..=3)
-                .map(|n| Member::bootstrap(&format!("n{n}"), &[format!("http://h{n}:2380")], "t"))
-                .collect(),
-        )
-    }
-
-    fn apply(machine: &mut Machine, command: Command) -> Applied {
-        let id = RequestId { member: 1, number: machine.applied.index };
-        let position = Position { index: machine.applied.index + 1, term: 2 };
-        machine.apply(position, &Envelope { id, command }.encode()).unwrap().unwrap()
-    }
-
-    /// etcd's index after n joins, n publishes and the version is 2n + 1.
-    #[test]
-    fn the_first_user_write_of_three_members_gets_index_8() {
-        let mut machine = Machine::bootstrap(cluster());
-        assert_eq!(machine.applied, Position { index: 3, term: 1 });
-        for id in machine.membership.ids() {
-            let client_urls = vec![format!("http://c{id}:2379")];
-            apply(&mut machine, Command::Publish { member: id, name: "n".into(), client_urls });
-        }
-        apply(&mut machine, Command::SetClusterVersion("3.2.0".into()));
-        assert_eq!(machine.tree.index(), 7);
-        let applied = apply(&mut machine, Command::V2(set("/1/a".into(), "1".into())));
-        assert_eq!(applied.result.unwrap().outcomes()[0].event.index(), 8);
-        assert_eq!(machine.membership.client_urls().len(), 3);
-    }
-
-    #[test]
-    fn a_snapshot_gives_the_same_machine() {
-        let mut machine = Machine::bootstrap(cluster());
-        for n in 0..1200 {
-            let op = Op::Set {
-                path: format!("/1/d{}/k{n}", n % 7),
-                dir: false,
-                value: n.to_string(),
-                expires_ns: (n % 3 == 0).then_some(i64::from(n)),
-                refresh: false,
-            };
-            apply(&mut machine, Command::V2(op));
-        }
-        let copy = Machine::from_snapshot(&machine.snapshot()).unwrap();
-        assert_eq!(copy.snapshot(), machine.snapshot());
-        assert_eq!(copy.tree.history().first_index(), Some(1203 - 999));
-        assert_eq!(copy.tree.has_expiries(), machine.tree.has_expiries());
-        assert_eq!(Machine::from_snapshot(&[9]).unwrap_err(), SnapshotError::Version(9));
-        assert_eq!(Machine::from_snapshot(&machine.snapshot()[..99]).unwrap_err(), SnapshotError::Damaged);
-    }
-
-    #[test]
-    fn an_unreadable_entry_changes_nothing() {
-        let mut machine = Machine::bootstrap(cluster());
-        let before = machine.snapshot();
-        assert!(machine.apply(Position { index: 4, term: 2 }, &[7]).is_err());
-        assert_eq!(machine.snapshot(), before);
-    }
-}
+mod tests;

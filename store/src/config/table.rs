@@ -37,6 +37,7 @@ pub(super) const FLAGS: &[Row] = &[
     ("heartbeat-interval", Kind::Value, "100", Full, "Milliseconds between a leader's heartbeats."),
     ("election-timeout", Kind::Value, "1000", Full, "Milliseconds without a leader before an election."),
     ("snapshot-count", Kind::Value, "100000", Full, "Applied entries after which the log is compacted."),
+    ("experimental-corrupt-check-time", Kind::Value, "10s", Full, "Time between comparisons of the members' states, such as 1m; 0 for none."),
     ("cert-file", Kind::Value, "", Full, "Certificate shown to clients, PEM."),
     ("key-file", Kind::Value, "", Full, "Its key, PEM."),
     ("trusted-ca-file", Kind::Value, "", Full, "CA that signs clients' certificates, PEM."),

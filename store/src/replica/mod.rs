@@ -9,7 +9,7 @@
 //! | here | the order of a round; leadership; compaction; what waits for the apply thread |
 //! | [`proposals`] | which entries go into one message, and which wait for a leader |
 //! | [`reads`] | when the leader is asked to confirm that it leads, and which reads that answers |
-//! | [`duties`] | what a leader proposes on its own |
+//! | [`duties`] | what a member proposes on its own |
 //! | [`apply`] | what applied entries lead to: answers, events, checkpoints |
 //!
 //! # The order of calls
@@ -53,6 +53,8 @@ pub struct Settings {
     pub start: u32,
     /// The cluster version that the leader sets once.
     pub cluster_version: &'static str,
+    /// How often the leader lets members compare their states; `None` for never.
+    pub check_period: Option<Duration>,
     /// Entries kept in the log after a compaction, for followers a little behind.
     pub catch_up_entries: u64,
 }
@@ -94,6 +96,13 @@ pub trait Outside {
 
     /// Whether the applied state says which version the cluster has.
     fn has_version(&self) -> bool;
+
+    /// The next comparison of states, if there is anything to compare: [`Checks::next`](crate::machine::Checks::next).
+    fn check(&self) -> Option<Command>;
+
+    /// What this member has found out about itself and the applied state does not say:
+    /// [`Checks::news`](crate::machine::Checks::news).
+    fn news(&self) -> Option<Command>;
 }
 
 /// What a round leads to, beside messages and writes, which have happened.
@@ -125,7 +134,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         Replica {
             reads: Reads::new(settings.member, settings.start),
             proposals: Proposals::default(),
-            duties: Duties::new(settings.cluster_version, now),
+            duties: Duties::new(settings.cluster_version, settings.check_period, now),
             backlog: VecDeque::new(),
             leadership: Leadership::default(),
             applied,
@@ -218,7 +227,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             self.next_tick = now.monotonic + self.settings.tick;
             self.core.tick();
             refused.extend(self.proposals.retry_held(&mut self.core, now.monotonic));
-            self.lead(now, outside);
+            self.propose_duties(now, outside);
         }
         let before = self.leadership;
         // An answered question makes room for the next, which is asked in the same round; and what waited for a leader
@@ -288,12 +297,18 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         changed
     }
 
-    /// What a leader does at every tick.
-    fn lead(&mut self, now: Now, outside: &impl Outside) {
+    /// What is proposed at a tick, most of it by a leader.
+    fn propose_duties(&mut self, now: Now, outside: &impl Outside) {
+        if let Some(command) = self.duties.news(now, || outside.news()) {
+            self.propose_own(command);
+        }
         if !self.core.leadership().leads {
             return;
         }
         if let Some(command) = self.duties.sync(now, outside.has_expiries()) {
+            self.propose_own(command);
+        }
+        if let Some(command) = self.duties.check(now, || outside.check()) {
             self.propose_own(command);
         }
     }

@@ -59,6 +59,8 @@ struct World {
     sent: Vec<Message>,
     has_expiries: bool,
     has_version: bool,
+    check: Option<Command>,
+    news: Option<Command>,
 }
 
 impl Outside for World {
@@ -73,6 +75,12 @@ impl Outside for World {
     }
     fn has_version(&self) -> bool {
         self.has_version
+    }
+    fn check(&self) -> Option<Command> {
+        self.check.clone()
+    }
+    fn news(&self) -> Option<Command> {
+        self.news.clone()
     }
 }
 
@@ -95,8 +103,14 @@ impl Stage {
         if voters == [1] {
             core.campaign();
         }
-        let settings =
-            Settings { member: 1, tick: TICK, start: 7, cluster_version: "3.2.0", catch_up_entries: 2 };
+        let settings = Settings {
+            member: 1,
+            tick: TICK,
+            start: 7,
+            cluster_version: "3.2.0",
+            check_period: Some(4 * TICK),
+            catch_up_entries: 2,
+        };
         let now = begin();
         let replica = Replica::new(core, START.index, settings, now);
         Stage { replica, world: World { has_version: true, ..World::default() }, now }
@@ -263,4 +277,42 @@ fn a_proposal_from_a_peer_that_is_no_command_is_refused() {
     });
     stage.round();
     assert_eq!(stage.replica.log().last_index(), last);
+}
+
+#[test]
+fn a_leader_checks_once_in_a_period_and_everyone_tells_its_news() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    stage.work();
+    stage.world.check = Some(Command::Check(None));
+    let mut commands = Vec::new();
+    for _ in 0..12 {
+        stage.later(TICK.as_millis().try_into().unwrap());
+        commands.extend(stage.work().0.into_iter().map(|envelope| envelope.command));
+    }
+    assert_eq!(commands, vec![Command::Check(None); 3]);
+    let mut follower = Stage::new(&[1, 2]);
+    follower.step(MessageType::MsgHeartbeat, |_| ());
+    let news = Command::Alarm {
+        member: 1,
+        kind: crate::machine::AlarmKind::Corrupt,
+        raise: true,
+        text: String::new(),
+    };
+    follower.world.check = Some(Command::Check(None));
+    follower.world.news = Some(news.clone());
+    let mut proposed = Vec::new();
+    for _ in 0..25 {
+        follower.later(100);
+        follower.step(MessageType::MsgHeartbeat, |_| ());
+        for message in follower.sent(MessageType::MsgPropose) {
+            proposed
+                .extend(message.entries.iter().map(|entry| Envelope::decode(&entry.data).unwrap().command));
+        }
+    }
+    assert_eq!(
+        proposed,
+        [news.clone(), news],
+        "said again until the state says it; a follower does not check"
+    );
 }

@@ -9,7 +9,7 @@ use raft::eraftpb::Entry;
 use super::driver::Input;
 use super::handle::{Refusal, Shared};
 use super::image::Job;
-use crate::machine::{Done, Machine};
+use crate::machine::{Done, Machine, Verdict};
 use crate::replica::Work;
 use crate::replica::apply::{Applying, Batch, EntryError};
 
@@ -140,8 +140,25 @@ fn publish(shared: &Shared, done: &Done) {
             hub.notify(outcome);
         }
     }
-    if let Done::Expired(expired) = done {
-        shared.stats.expired(expired.len());
+    match done {
+        Done::Expired(expired) => shared.stats.expired(expired.len()),
+        Done::Checked(Verdict::Differs(mismatch)) => {
+            tracing::error!(
+                raft_index = mismatch.index,
+                own_digest = %mismatch.own,
+                leader_digest = %mismatch.leader,
+                "this member's state differs from the leader's; see docs/consistency.md"
+            );
+        }
+        Done::Alarm { member, kind, raised } => {
+            let member = format_args!("{member:x}");
+            if *raised {
+                tracing::error!(%member, %kind, "alarm raised");
+            } else {
+                tracing::warn!(%member, %kind, "alarm cleared");
+            }
+        }
+        Done::V2(_) | Done::Cluster(_) | Done::Checked(_) | Done::Ignored => {}
     }
 }
 

@@ -18,6 +18,7 @@ use super::peers::Peers;
 use crate::log::LogStore;
 use crate::node::{Core, CoreError, Leadership};
 use crate::replica::{Asker, Now, Outside, Proposal, Refused, Replica, Settings, Work};
+use crate::wire::command::Command;
 
 /// Inputs that may wait for the raft thread.
 pub const INPUT_QUEUE: usize = 16 * 1024;
@@ -99,6 +100,15 @@ impl Outside for Outbox {
 
     fn has_version(&self) -> bool {
         !self.shared.machine.read().membership.version.is_empty()
+    }
+
+    fn check(&self) -> Option<Command> {
+        self.shared.machine.read().checks.next()
+    }
+
+    fn news(&self) -> Option<Command> {
+        let machine = self.shared.machine.read();
+        machine.checks.news(self.shared.member_id, &machine.alarms)
     }
 }
 

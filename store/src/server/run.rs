@@ -183,6 +183,7 @@ fn start_threads(
         tick: config.heartbeat,
         start: rand::random(),
         cluster_version: CLUSTER_VERSION,
+        check_period: config.check_period,
         catch_up_entries: CATCH_UP_ENTRIES,
     };
     let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);

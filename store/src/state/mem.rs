@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{Delta, Identity, StateError, StateStore};
-use crate::machine::Machine;
-use crate::machine::Position;
+use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
 use crate::tree::image::StoredNode;
-use crate::tree::{Event, Tree};
+use crate::tree::{Digest, Event, Tree};
 
 /// The double. [`MemState::crash`] forgets what was not synced.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +21,8 @@ struct Content {
     applied: Position,
     index: u64,
     membership: Membership,
+    alarms: Alarms,
+    digest: Digest,
     nodes: BTreeMap<String, StoredNode>,
     events: BTreeMap<u64, Event>,
 }
@@ -38,7 +39,11 @@ impl StateStore for MemState {
         let Some(content) = self.now.clone() else { return Ok(None) };
         let tree = Tree::from_stored(content.index, content.nodes, content.events.into_values());
         let tree = tree.map_err(|e| StateError::Damaged { dir: "memory".to_owned(), what: e.to_string() })?;
-        let machine = Machine { tree, membership: content.membership, applied: content.applied };
+        let machine = Machine::new(tree, content.membership, content.alarms, content.applied);
+        if machine.digest() != content.digest {
+            let (found, wanted) = (machine.digest(), content.digest);
+            return Err(StateError::Digest { dir: "memory".to_owned(), found, wanted });
+        }
         Ok(Some((content.identity, machine)))
     }
 
@@ -48,6 +53,8 @@ impl StateStore for MemState {
             applied: machine.applied,
             index: machine.tree.index(),
             membership: machine.membership.clone(),
+            alarms: machine.alarms.clone(),
+            digest: machine.digest(),
             nodes: machine.tree.stored_nodes().into_iter().collect(),
             events: machine.tree.history().iter().map(|event| (event.index(), (**event).clone())).collect(),
         });
@@ -64,6 +71,8 @@ impl StateStore for MemState {
         content.applied = delta.applied;
         content.index = delta.index;
         content.membership = delta.membership.clone();
+        content.alarms = delta.alarms.clone();
+        content.digest = delta.digest;
         for (path, node) in &delta.nodes {
             match node {
                 Some(node) => content.nodes.insert(path.clone(), node.clone()),

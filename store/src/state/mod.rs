@@ -8,11 +8,10 @@ pub mod mem;
 pub mod sled;
 mod writes;
 
-use crate::machine::Machine;
-use crate::machine::Position;
+use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
-use crate::tree::Event;
 use crate::tree::image::StoredNode;
+use crate::tree::{Digest, Event};
 
 /// Why the image could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +42,20 @@ pub enum StateError {
         /// What is wrong.
         what: String,
     },
+    /// What is stored is not what was written.
+    #[error(
+        "applied state in {dir}: its digest is {found} where {wanted} was written: the disk has changed or lost part of it. \
+         Leave this member stopped and keep the directory: the others go on without it as long as they are a majority. \
+         See docs/consistency.md"
+    )]
+    Digest {
+        /// Where it lies.
+        dir: String,
+        /// The digest of what is there.
+        found: Digest,
+        /// The digest that was stored with it.
+        wanted: Digest,
+    },
 }
 
 /// Who wrote a data directory. Fixed at the first start.
@@ -63,6 +76,10 @@ pub struct Delta {
     pub index: u64,
     /// The members there.
     pub membership: Membership,
+    /// The alarms there.
+    pub alarms: Alarms,
+    /// The digest of the state there.
+    pub digest: Digest,
     /// The number of nodes there.
     pub len: usize,
     /// Changed nodes; `None` for those that are gone.
@@ -95,6 +112,8 @@ impl Delta {
             applied: machine.applied,
             index: machine.tree.index(),
             membership: machine.membership.clone(),
+            alarms: machine.alarms.clone(),
+            digest: machine.digest(),
             len: machine.tree.len(),
             nodes,
             events,

@@ -188,7 +188,10 @@ impl StateStore for SledState {
             self.read_events(&value, &mut events)?;
         }
         let tree = Tree::from_stored(meta.index, nodes, events).map_err(|e| self.damaged(e.to_string()))?;
-        Ok(Some((meta.identity, Machine { tree, membership: meta.membership, applied: meta.applied })))
+        Ok(Some((
+            meta.identity,
+            Machine::new(tree, meta.membership, crate::machine::Alarms::default(), meta.applied),
+        )))
     }
 
     fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {

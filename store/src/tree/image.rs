@@ -91,12 +91,16 @@ impl Tree {
                 None => Kind::Dir(Children::default()),
             };
             let StoredNode { created, modified, expires_ns, .. } = stored;
+            let node = Node { created, modified, expires_ns, kind };
+            tree.sum.add(&at, &node);
             let name = path::name(&at);
             let Some(children) = tree.find_mut(path::parent(&at)).and_then(Node::children_mut) else {
                 return Err(ImageError::Orphan(at));
             };
-            let node = Node { created, modified, expires_ns, kind };
-            tree.len += usize::from(children.insert(name, node).is_none());
+            match children.insert(name, node) {
+                Some(old) => tree.sum.remove(&at, &old),
+                None => tree.len += 1,
+            }
             if let Some(expires) = expires_ns {
                 tree.expiries.insert((expires, at));
             }

@@ -11,12 +11,14 @@
 //! | [`node`] | files and directories, and how they look from outside |
 //! | [`children`] | the children of a directory, cheap to copy for a snapshot |
 //! | [`event`] | what happened to a node, and the history of the last events |
+//! | [`hash`] | a hash of all nodes, kept up with each change |
 //! | [`ops`] | the operations: set, create, update, compare-and-swap, delete, expire |
 //! | [`watch`] | who wants to hear of which event |
 //! | [`image`] | the tree as a list of stored nodes, for disk and for snapshots |
 
 pub mod children;
 pub mod event;
+pub mod hash;
 pub mod image;
 pub mod node;
 pub mod ops;
@@ -26,6 +28,7 @@ pub mod watch;
 use std::collections::{BTreeSet, HashSet};
 
 pub use event::{Action, Event, History};
+pub use hash::Digest;
 pub use node::{Node, NodeView};
 pub use ops::{Op, Outcome};
 pub use watch::{Hub, Sink, WatchRequest};
@@ -103,13 +106,15 @@ impl Code {
 /// The tree.
 ///
 /// Invariants: `expiries` holds exactly the nodes that have an expiry time; every directory on the way to
-/// a node exists; the events in `history` end at `index` whenever there has been one.
+/// a node exists; the events in `history` end at `index` whenever there has been one; `sum` is that of all
+/// nodes but the root.
 #[derive(Debug)]
 pub struct Tree {
     root: Node,
     index: u64,
     /// Number of nodes without the root.
     len: usize,
+    sum: hash::Sum,
     expiries: BTreeSet<(i64, String)>,
     history: History,
     /// Paths that may differ from the stored image; drained by whoever writes it.
@@ -126,13 +131,17 @@ impl Tree {
     /// An empty tree at index 0, with the directories `/0` (the cluster's own data) and `/1` (the users' keys).
     pub fn new() -> Tree {
         let mut root = Node::dir(0, None);
-        for name in ["0", "1"] {
-            root.insert(name, Node::dir(0, None));
+        let mut sum = hash::Sum::default();
+        for (name, path) in [("0", "/0"), ("1", "/1")] {
+            let dir = Node::dir(0, None);
+            sum.add(path, &dir);
+            root.insert(name, dir);
         }
         Tree {
             root,
             index: 0,
             len: 2,
+            sum,
             expiries: BTreeSet::new(),
             history: History::new(HISTORY_EVENTS),
             dirty: HashSet::from(["/0".to_owned(), "/1".to_owned()]),
@@ -152,6 +161,11 @@ impl Tree {
     /// Whether it holds nothing; never so, for a tree has directories from the start.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The hash of every node's path, indexes, expiry time and value. Does not walk: costs nothing.
+    pub fn digest(&self) -> Digest {
+        self.sum.digest()
     }
 
     /// The last events.

@@ -243,11 +243,13 @@ impl Tree {
             Err(error) => return Err(error),
         };
         if let Some(prev) = &prev {
-            self.forget_expiry(prev);
+            self.forget_node(prev);
         }
         let next = self.index + 1;
-        let node = if dir { Node::dir(next, expires_ns) } else { Node::file(next, value, expires_ns) };
+        let node =
+            if dir { Node::dir(next, expires_ns) } else { Node::file(next, value, expires_ns) };
         let view = node.view(path, Depth::Node);
+        self.sum.add(path, &node);
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));
         }
@@ -259,9 +261,11 @@ impl Tree {
                 unreachable!("find has walked this way and met no file: {path}");
             };
             parent = children.get_or_insert_with(name, || {
+                let made = Node::dir(next, None);
+                self.sum.add(&parent_path[..end], &made);
                 self.dirty.insert(parent_path[..end].to_owned());
                 self.len += 1;
-                Node::dir(next, None)
+                made
             });
         }
         parent.insert(path::name(path), node);
@@ -280,18 +284,21 @@ impl Tree {
         refresh: bool,
     ) -> Outcome {
         let next = self.index + 1;
-        self.forget_expiry(&prev);
+        self.forget_node(&prev);
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));
         }
         let view =
             NodeView { value: value.clone(), expires_ns, modified: next, nodes: Vec::new(), ..prev.clone() };
+        let mut sum = self.sum;
         let Some(node) = self.find_mut(path) else { unreachable!("prev was read from {path}") };
         node.expires_ns = expires_ns;
         if let Some(value) = value {
             node.kind = Kind::File(value.into());
             node.modified = next;
         }
+        sum.add(path, node);
+        self.sum = sum;
         self.commit(action, view, Some(prev), refresh)
     }
 
@@ -327,12 +334,15 @@ impl Tree {
         if let Some(at) = node.expires_ns {
             self.expiries.remove(&(at, path.to_owned()));
         }
+        self.sum.remove(path, node);
         self.dirty.insert(path.to_owned());
         self.len -= 1;
         removed.push(path.to_owned());
     }
 
-    fn forget_expiry(&mut self, node: &NodeView) {
+    /// The node that looks like `node` is about to be another.
+    fn forget_node(&mut self, node: &NodeView) {
+        self.sum.remove_view(node);
         if let Some(at) = node.expires_ns {
             self.expiries.remove(&(at, node.path.clone()));
         }

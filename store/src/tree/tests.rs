@@ -364,6 +364,7 @@ proptest! {
             if let Step::Expire(now) = step {
                 prop_assert!(model.values().all(|(_, expires)| expires.is_none_or(|at| at > now)));
             }
+            prop_assert_eq!(tree.digest(), hash::tests::walked(&tree));
             prop_assert_eq!(&flatten(&tree), &model);
             prop_assert_eq!(tree.has_expiries(), model.values().any(|(_, expires)| expires.is_some()));
             for path in tree.take_dirty() {
@@ -381,6 +382,7 @@ proptest! {
         prop_assert_eq!(copy.stored_nodes(), tree.stored_nodes());
         prop_assert_eq!(copy.has_expiries(), tree.has_expiries());
         prop_assert_eq!(copy.len(), tree.len());
+        prop_assert_eq!(copy.digest(), tree.digest());
     }
 }
 

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::{AlarmKind, Mark};
 use crate::tree::Op;
 
 /// The version that this build writes.
@@ -49,6 +50,19 @@ pub enum Command {
         /// The leader's time.
         now_ns: i64,
     },
+    /// Compare states: the leader's digest at an earlier check; `None` for a leader that has seen none.
+    Check(Option<Mark>),
+    /// Something is wrong with a member, or no longer is.
+    Alarm {
+        /// The member.
+        member: u64,
+        /// What is wrong.
+        kind: AlarmKind,
+        /// Raised, not cleared.
+        raise: bool,
+        /// For people: what exactly, and what to do. Not looked at when clearing.
+        text: String,
+    },
 }
 
 /// Why the data of an entry is no command.
@@ -90,6 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tree::hash::Hasher;
 
     fn sample() -> Vec<Command> {
         vec![
@@ -126,6 +141,10 @@ mod tests {
             Command::Publish { member: 1, name: "n1".into(), client_urls: vec!["http://a:1".into()] },
             Command::SetClusterVersion("3.2.0".into()),
             Command::Sync { now_ns: 1_000_000_000 },
+            Command::Check(None),
+            Command::Check(Some(Mark { index: 300, digest: Hasher::default().finish() })),
+            Command::Alarm { member: 1, kind: AlarmKind::NoSpace, raise: true, text: "full".into() },
+            Command::Alarm { member: 1, kind: AlarmKind::Corrupt, raise: false, text: String::new() },
         ]
     }
 
@@ -142,6 +161,10 @@ mod tests {
             "0107090101026e31010a687474703a2f2f613a31",
             "0107090205332e322e30",
             "0107090380a8d6b907",
+            "0107090400",
+            "0107090401ac02f9f4de8efff0d8d2b382a987c7bd97f1e2c403",
+            "010709050100010466756c6c",
+            "0107090501010000",
         ];
         let id = RequestId { member: 7, number: 9 };
         let hex = |bytes: Vec<u8>| {
