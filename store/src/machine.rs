@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 pub use self::alarm::{AlarmKind, Alarms, MAX_TEXT_BYTES};
 pub use self::check::{Checks, Mark, Mismatch, Verdict};
 use crate::membership::Membership;
+pub use crate::snapshot::SnapshotError;
 use crate::tree::hash::Hasher;
-use crate::tree::image::{ImageError, StoredNode};
-use crate::tree::{Digest, Event, Op, Outcome, Tree, TreeError};
+use crate::tree::{Digest, Op, Outcome, Tree, TreeError};
 use crate::wire::command::{Command, DecodeError, Envelope, RequestId};
 
 /// Where the applied state stands in the raft log.
@@ -180,45 +180,6 @@ impl Machine {
             }
         }
     }
-
-    /// The whole state in one piece, for a member that is too far behind.
-    pub fn snapshot(&self) -> Vec<u8> {
-        let body = Snapshot {
-            membership: self.membership.clone(),
-            applied: self.applied,
-            index: self.tree.index(),
-            nodes: self.tree.stored_nodes(),
-            events: self.tree.history().iter().map(|event| (**event).clone()).collect(),
-        };
-        let snapshot = (body, &self.alarms, self.digest());
-        postcard::to_extend(&snapshot, vec![SNAPSHOT_VERSION])
-            .expect("a snapshot has no length that postcard cannot write")
-    }
-
-    /// The state from such a piece.
-    ///
-    /// # Errors
-    /// [`SnapshotError`]; nothing of it is used.
-    pub fn from_snapshot(data: &[u8]) -> Result<Machine, SnapshotError> {
-        let (&version, body) = data.split_first().ok_or(SnapshotError::Damaged)?;
-        if !(1..=SNAPSHOT_VERSION).contains(&version) {
-            return Err(SnapshotError::Version(version));
-        }
-        let damaged = |_| SnapshotError::Damaged;
-        let (snapshot, rest): (Snapshot, &[u8]) = postcard::take_from_bytes(body).map_err(damaged)?;
-        let tail: Option<(Alarms, Digest)> =
-            if version == 1 { None } else { Some(postcard::from_bytes(rest).map_err(damaged)?) };
-        let tree = Tree::from_stored(snapshot.index, snapshot.nodes, snapshot.events)?;
-        let (alarms, wanted) =
-            tail.map_or((Alarms::default(), None), |(alarms, digest)| (alarms, Some(digest)));
-        let machine = Machine::new(tree, snapshot.membership, alarms, snapshot.applied);
-        match wanted {
-            Some(wanted) if wanted != machine.digest() => {
-                Err(SnapshotError::Digest { wanted, found: machine.digest() })
-            }
-            _ => Ok(machine),
-        }
-    }
 }
 
 fn encode(part: &impl Serialize) -> Vec<u8> {
@@ -227,40 +188,6 @@ fn encode(part: &impl Serialize) -> Vec<u8> {
 
 fn set(path: String, value: String) -> Op {
     Op::Set { path, dir: false, value, expires_ns: None, refresh: false }
-}
-
-/// The version of snapshots that this build writes. Version 1 ends with the [`Snapshot`]; alarms and digest follow since.
-const SNAPSHOT_VERSION: u8 = 2;
-
-#[derive(Serialize, Deserialize)]
-struct Snapshot {
-    membership: Membership,
-    applied: Position,
-    index: u64,
-    nodes: Vec<(String, StoredNode)>,
-    events: Vec<Event>,
-}
-
-/// Why a snapshot is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SnapshotError {
-    /// Written by another version of the store.
-    #[error("snapshot of version {0}, this program reads versions 1 to {SNAPSHOT_VERSION}")]
-    Version(u8),
-    /// Not what an encoder wrote.
-    #[error("damaged snapshot")]
-    Damaged,
-    /// It holds another state than it says.
-    #[error("damaged snapshot: the digest of its state is {found}, not {wanted}")]
-    Digest {
-        /// The digest that came with it.
-        wanted: Digest,
-        /// The digest of what it holds.
-        found: Digest,
-    },
-    /// It holds no tree.
-    #[error(transparent)]
-    Image(#[from] ImageError),
 }
 
 #[cfg(test)]

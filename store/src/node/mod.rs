@@ -261,7 +261,13 @@ impl<L: LogStore> Core<L> {
         self.raw.mut_store().take_request()
     }
 
-    /// Provides the snapshot that was wanted: the applied state at `position`, encoded.
+    /// Index of the snapshot that was provided, while followers may be sent it.
+    pub fn snapshot_index(&self) -> Option<u64> {
+        self.raw.store().snapshot_index()
+    }
+
+    /// Provides the snapshot that was wanted: the applied state at `position`. The messages to followers carry `data`,
+    /// which may be empty where the state goes another way.
     pub fn provide_snapshot(&mut self, position: Position, data: Vec<u8>) {
         self.raw.mut_store().provide(position, data);
     }

@@ -31,8 +31,9 @@ struct Snapshots {
     idle_ticks: usize,
 }
 
-/// Ticks after which a snapshot that no follower takes is dropped: it is as large as the keyspace.
-const IDLE_TICKS: usize = 100;
+/// Ticks after which a snapshot that no follower takes is dropped, as it may come to hold as much as the keyspace. A
+/// follower whose transfer broke finds the same one for that long, and goes on where it was.
+const IDLE_TICKS: usize = 600;
 
 impl<L: LogStore> RaftStorage<L> {
     pub(super) fn new(log: L, conf_state: ConfState, applied: Position) -> RaftStorage<L> {
@@ -55,6 +56,11 @@ impl<L: LogStore> RaftStorage<L> {
         (meta.index, meta.term) = (position.index, position.term);
         meta.set_conf_state(self.conf_state.clone());
         *self.snapshots.get_mut() = Snapshots { ready: Some(snapshot), ..Snapshots::default() };
+    }
+
+    /// Index of the snapshot that is kept for followers.
+    pub(super) fn snapshot_index(&self) -> Option<u64> {
+        self.snapshots.borrow().ready.as_ref().map(|snapshot| snapshot.get_metadata().index)
     }
 
     /// Lets go of a snapshot that nobody needs any more.

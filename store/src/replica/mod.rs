@@ -76,7 +76,7 @@ pub struct Now {
 pub enum Work {
     /// Apply these committed entries.
     Apply(Vec<Entry>),
-    /// Encode the state for a follower far behind, and bring it to [`Replica::provide_snapshot`].
+    /// Take the state for a follower far behind, and bring it to [`Replica::provide_snapshot`].
     MakeSnapshot,
 }
 
@@ -207,7 +207,13 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         }
     }
 
-    /// Brings the snapshot that [`Work::MakeSnapshot`] asked for: the state at `position`, encoded.
+    /// Index of the snapshot that was brought last, while followers may be sent it.
+    pub fn snapshot_index(&self) -> Option<u64> {
+        self.core.snapshot_index()
+    }
+
+    /// Brings the snapshot that [`Work::MakeSnapshot`] asked for: the state at `position`. The messages to followers
+    /// carry `data`, which may be empty where the state goes another way.
     pub fn provide_snapshot(&mut self, position: Position, data: Vec<u8>) {
         self.core.provide_snapshot(position, data);
     }

@@ -22,8 +22,8 @@ pub enum Task {
     Work(Work),
     /// Replace the state by this snapshot, durably.
     Install {
-        /// The encoded state.
-        data: Vec<u8>,
+        /// The state.
+        machine: Box<Machine>,
         /// Told when it is on disk, or why not.
         done: SyncSender<Result<(), String>>,
     },
@@ -64,8 +64,8 @@ impl Applier {
             match task {
                 Task::Work(Work::Apply(entries)) => self.apply(entries)?,
                 Task::Work(Work::MakeSnapshot) => self.make_snapshot(),
-                Task::Install { data, done } => {
-                    let _ = done.send(self.install(&data));
+                Task::Install { machine, done } => {
+                    let _ = done.send(self.install(machine));
                 }
             }
         }
@@ -102,11 +102,9 @@ impl Applier {
     }
 
     fn make_snapshot(&self) {
-        let machine = self.shared.machine.read();
-        let made = (machine.applied, machine.snapshot());
-        drop(machine);
+        let taken = self.shared.machine.read().freeze();
         // Through a slot, not the queue: the raft thread may be waiting for this one.
-        *self.shared.snapshot.lock() = Some(made);
+        *self.shared.snapshot.lock() = Some(taken);
         let _ = self.inputs.try_send(Input::Wake);
     }
 
@@ -116,15 +114,14 @@ impl Applier {
         receiver.recv().map_err(|_| ApplyError::Image)
     }
 
-    fn install(&mut self, data: &[u8]) -> Result<(), String> {
-        let machine = Machine::from_snapshot(data).map_err(|error| error.to_string())?;
-        tracing::info!(index = machine.applied.index, bytes = data.len(), "taking over a snapshot");
+    fn install(&mut self, machine: Box<Machine>) -> Result<(), String> {
+        tracing::info!(index = machine.applied.index, "taking over a snapshot");
         self.applying.installed(machine.applied.index);
         // The image thread writes it to disk first and only then shows it: were it shown first, a write of what
         // changed could put its position beside the old keys.
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let stopped = || "the image thread has stopped".to_owned();
-        self.jobs.send(Job::Replace(Box::new(machine), sender)).map_err(|_| stopped())?;
+        self.jobs.send(Job::Replace(machine, sender)).map_err(|_| stopped())?;
         receiver.recv().map_err(|_| stopped())?;
         note(&self.shared, &self.shared.machine.read());
         Ok(())

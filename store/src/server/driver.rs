@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::apply::Task;
 use super::handle::{Refusal, Shared, now, now_ns};
-use super::peers::Peers;
+use super::peers::{Arrived, Peers};
 use crate::log::LogStore;
 use crate::node::{Core, CoreError, Leadership};
 use crate::replica::{Asker, Now, Outside, Proposal, Refused, Replica, Settings, Work};
@@ -33,6 +33,8 @@ pub enum Input {
     Read(oneshot::Sender<()>),
     /// A message from another member.
     Peer(Box<Message>),
+    /// A snapshot from the leader.
+    Snapshot(Box<Arrived>),
     /// A member cannot be reached.
     Unreachable(u64),
     /// How sending a snapshot ended.
@@ -72,6 +74,8 @@ struct Outbox {
     peers: Peers,
     tasks: SyncSender<Task>,
     shared: Arc<Shared>,
+    /// Snapshots that raft is told of in this round; it may want one of them.
+    arrived: Vec<Arrived>,
 }
 
 /// The apply thread has ended.
@@ -87,7 +91,10 @@ impl Outside for Outbox {
     fn install(&mut self, before: VecDeque<Work>, snapshot: &Snapshot) -> Result<(), String> {
         let stopped = || "the apply thread has stopped".to_owned();
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let task = Task::Install { data: snapshot.get_data().to_vec(), done: sender };
+        let index = snapshot.get_metadata().index;
+        let at = self.arrived.iter().position(|arrived| arrived.machine.applied.index == index);
+        let arrived = self.arrived.swap_remove(at.ok_or("raft wants a snapshot that has not come")?);
+        let task = Task::Install { machine: Box::new(arrived.machine), done: sender };
         for task in before.into_iter().map(Task::Work).chain([task]) {
             self.tasks.send(task).map_err(|_| stopped())?;
         }
@@ -124,7 +131,7 @@ impl<L: LogStore> Driver<L> {
     ) -> Driver<L> {
         let applied = shared.applied.load(Ordering::Acquire);
         let replica = Replica::new(core, applied, settings, now());
-        let outbox = Outbox { peers, tasks, shared: Arc::clone(&shared) };
+        let outbox = Outbox { peers, tasks, shared: Arc::clone(&shared), arrived: Vec::new() };
         Driver { replica, inputs, outbox, shared, stopping: false }
     }
 
@@ -147,6 +154,7 @@ impl<L: LogStore> Driver<L> {
             }
             let time = Now { monotonic: now(), wall_ns: now_ns() };
             let outcome = self.replica.round(time, &mut self.outbox)?;
+            self.outbox.arrived.clear();
             self.refuse(&outcome.refused);
             if let Some(new) = outcome.leadership {
                 self.show_leadership(new, time.monotonic);
@@ -162,6 +170,10 @@ impl<L: LogStore> Driver<L> {
             Input::Propose(proposal) => self.replica.propose(proposal),
             Input::Read(sender) => self.replica.read(sender),
             Input::Peer(message) => self.replica.step(*message),
+            Input::Snapshot(arrived) => {
+                self.replica.step(arrived.message.clone());
+                self.outbox.arrived.push(*arrived);
+            }
             Input::Unreachable(id) => self.replica.report_unreachable(id),
             Input::SnapshotSent { to, sent } => self.replica.report_snapshot(to, sent),
             Input::Durable(index) => self.replica.durable(index),
@@ -197,9 +209,13 @@ impl<L: LogStore> Driver<L> {
     }
 
     fn look_at_applied(&mut self) {
-        if let Some((position, data)) = self.shared.snapshot.lock().take() {
-            self.replica.provide_snapshot(position, data);
+        if let Some(snapshot) = self.shared.snapshot.lock().take() {
+            let position = snapshot.applied();
+            self.outbox.peers.keep_snapshot(snapshot);
+            // The state travels apart from raft's message.
+            self.replica.provide_snapshot(position, Vec::new());
         }
+        self.outbox.peers.forget_snapshot_except(self.replica.snapshot_index());
         // Raised before the index is read: an index that is published after that finds it raised.
         self.shared.reads_wait.store(self.replica.waits_for_apply(), Ordering::SeqCst);
         let applied = self.shared.applied.load(Ordering::SeqCst);

@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::driver::Input;
 use super::stats::StoreStats;
-use crate::machine::{Machine, Position};
+use crate::machine::Machine;
 use crate::node::Leadership;
 use crate::replica::Proposal;
+use crate::snapshot::Snapshot;
 use crate::state::Identity;
 use crate::tree::watch::WatcherId;
 use crate::tree::{Event, Hub, NodeView, Sink, TreeError, WatchRequest};
@@ -45,8 +46,8 @@ pub struct Shared {
     pub hub: Mutex<Hub<EventSender>>,
     /// Who waits for which request of ours.
     pub waiters: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
-    /// A snapshot that the apply thread made for the raft thread.
-    pub snapshot: Mutex<Option<(Position, Vec<u8>)>>,
+    /// A snapshot that the apply thread took for the raft thread.
+    pub snapshot: Mutex<Option<Snapshot>>,
     /// Index of the last applied entry.
     pub applied: AtomicU64,
     /// Whether the raft thread holds reads until more is applied, and wants to be woken then.

@@ -6,8 +6,12 @@
 //! | module | holds |
 //! |---|---|
 //! | `dial` | TCP, TLS, hello, verdict |
-//! | `link` | queues and the tasks that empty them; snapshots |
+//! | `link` | queues and the tasks that empty them |
+//! | `split` | large appends in several messages (pure) |
 //! | `accept` | who comes in, and their messages |
+//! | `frames` | reading and writing of frames |
+//! | `send`, `receive` | snapshots, each on a connection of its own |
+//! | `spool` | the file in which a snapshot arrives |
 //! | `fresh` | a member without a raft log asks whether it may start |
 //! | `door` | places for connections that have not said hello (pure) |
 //! | `complaints` | what the log has been told already (pure) |
@@ -16,8 +20,15 @@ mod accept;
 mod complaints;
 mod dial;
 mod door;
+mod frames;
 mod fresh;
 mod link;
+mod receive;
+mod send;
+#[cfg(test)]
+mod snapshot_tests;
+mod split;
+mod spool;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +38,8 @@ pub use accept::{Acceptor, accept};
 pub use dial::{Dialler, PeerLink};
 pub use fresh::{AlreadyBootstrapped, until_welcome};
 pub use link::{Peers, insist};
+pub use receive::Arrived;
+pub use spool::Spool;
 
 /// Time for connecting, the handshake and the hello, on either side.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -34,7 +47,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 const REDIAL: Duration = Duration::from_millis(250);
 /// A link that takes or gives nothing for that long is given up.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Time for sending one snapshot.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
+/// A link without other traffic says that often that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// A snapshot on its way must get further within that time.
+const STALL: Duration = Duration::from_secs(10);
 /// Bytes gathered before a write, and read at once.
 const WRITE_BUFFER: usize = 64 * 1024;

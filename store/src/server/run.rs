@@ -24,7 +24,7 @@ use super::handle::{Handle, Shared};
 use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
 use super::limits;
-use super::peers::{self, Acceptor, Dialler, PeerLink, Peers};
+use super::peers::{self, Acceptor, Dialler, PeerLink, Peers, Spool};
 use super::stats::PeerStats;
 use super::tls;
 use crate::config::{Config, Note, Url};
@@ -81,7 +81,11 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let dialler = Dialler { cluster: identity.cluster_id, me, tls: peer_client_tls };
     let shared = Arc::new(Shared::new(identity, config.name.clone(), machine));
     // Others are answered before this member starts: several new ones wait for each other.
-    let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::clone(&peer_stats), inputs.clone()));
+    let spool_dir = config.data_dir.join("member").join("snap-in");
+    let spool = Spool::open(&spool_dir, start.index)
+        .with_context(|| format!("--data-dir: cannot prepare {}", spool_dir.display()))?;
+    let acceptor = Acceptor::new(Arc::clone(&shared), Arc::clone(&peer_stats), inputs.clone(), spool);
+    let acceptor = Arc::new(acceptor);
     for (listener, url) in peer_listeners {
         let tls = if is_https(&url) { peer_server_tls.clone() } else { None };
         tokio::spawn(peers::accept(listener, tls, Arc::clone(&acceptor)));

@@ -10,6 +10,7 @@
 //! | [`path`] | cleaning and splitting of key paths |
 //! | [`node`] | files and directories, and how they look from outside |
 //! | [`children`] | the children of a directory, cheap to copy for a snapshot |
+//! | [`frozen`] | the tree standing still, for a snapshot |
 //! | [`event`] | what happened to a node, and the history of the last events |
 //! | [`hash`] | a hash of all nodes, kept up with each change |
 //! | [`ops`] | the operations: set, create, update, compare-and-swap, delete, expire |
@@ -18,6 +19,7 @@
 
 pub mod children;
 pub mod event;
+pub mod frozen;
 pub mod hash;
 pub mod image;
 pub mod node;

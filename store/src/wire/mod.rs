@@ -3,5 +3,6 @@
 pub mod command;
 pub mod json;
 pub mod peer;
+pub mod transfer;
 pub mod v2;
 pub mod v2_request;

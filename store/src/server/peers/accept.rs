@@ -1,7 +1,6 @@
 //! The receiving side: who comes in, and what a connection from a member brings.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -23,10 +22,13 @@ use super::super::tls;
 use super::complaints::{Complaints, Say};
 use super::dial::{LinkError, Stream, tune};
 use super::door::{Door, Waiting};
-use super::{DIAL_TIMEOUT, REDIAL, SILENCE, SNAPSHOT_TIMEOUT, WRITE_BUFFER};
+use super::frames::read_frame;
+use super::receive::Reception;
+use super::spool::Spool;
+use super::{DIAL_TIMEOUT, REDIAL, WRITE_BUFFER};
 use crate::config::Url;
 use crate::membership::Membership;
-use crate::wire::peer::{self, FRAME_HEAD_BYTES, HELLO_BYTES, Hello, Kind, PeerError, Verdict};
+use crate::wire::peer::{HELLO_BYTES, Hello, Kind, PeerError, Purpose, Verdict};
 
 /// Connections that one member may have: its link, snapshots, and old ones whose end has not been noticed yet.
 const MAX_PER_MEMBER: usize = 8;
@@ -38,6 +40,7 @@ pub struct Acceptor {
     shared: Arc<Shared>,
     members: Arc<BTreeMap<u64, Arc<PeerStats>>>,
     inputs: SyncSender<Input>,
+    reception: Reception,
     door: Arc<Mutex<Door>>,
     slots: BTreeMap<u64, Arc<Semaphore>>,
     /// Members that have been here with a raft log: an empty one is not what they had.
@@ -46,11 +49,12 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// For the member of `shared`: messages from the others, `members`, go to `inputs`.
+    /// For the member of `shared`: messages from the others, `members`, go to `inputs`, snapshots through `spool`.
     pub fn new(
         shared: Arc<Shared>,
         members: Arc<BTreeMap<u64, Arc<PeerStats>>>,
         inputs: SyncSender<Input>,
+        spool: Spool,
     ) -> Acceptor {
         let places = addresses(&shared.machine.read().membership, shared.member_id);
         let slot = |id: &u64| (*id, Arc::new(Semaphore::new(MAX_PER_MEMBER)));
@@ -59,6 +63,7 @@ impl Acceptor {
             door: Arc::new(Mutex::new(Door::new(places))),
             seen: Mutex::default(),
             complaints: Mutex::new(Complaints::new()),
+            reception: Reception::new(spool),
             shared,
             members,
             inputs,
@@ -76,7 +81,7 @@ impl Acceptor {
         if !self.members.contains_key(&hello.from) {
             return Err((Verdict::UnknownMember, "it is no member of this cluster"));
         }
-        if !hello.fresh {
+        if hello.purpose != Purpose::MayStart {
             self.seen.lock().insert(hello.from);
         } else if self.has_run(hello.from) {
             return Err((
@@ -167,30 +172,27 @@ async fn serve(
     else {
         return Ok(());
     };
+    if hello.purpose == Purpose::Snapshot {
+        let Acceptor { reception, shared, inputs, .. } = acceptor;
+        return reception.receive(stream, hello.from, shared, inputs).await;
+    }
     let mut stream = BufReader::with_capacity(WRITE_BUFFER, stream);
     let stats = acceptor.members.get(&hello.from).cloned();
     loop {
-        let mut head = [0; FRAME_HEAD_BYTES];
-        match timeout(SILENCE, stream.read_exact(&mut head)).await {
-            Err(_) => return Err(LinkError::Timeout(SILENCE)),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Ok(Err(error)) => return Err(error.into()),
-            Ok(Ok(_)) => {}
-        }
-        let (kind, length) = peer::parse_frame_head(head)?;
-        // Grows with what arrives, so a head alone costs no memory.
-        let mut body = Vec::with_capacity(length.min(WRITE_BUFFER));
-        let limit = u64::try_from(length).unwrap_or(u64::MAX);
-        let read = timeout(SNAPSHOT_TIMEOUT, (&mut stream).take(limit).read_to_end(&mut body)).await;
-        if read.map_err(|_| LinkError::Timeout(SNAPSHOT_TIMEOUT))?? != length {
-            return Err(LinkError::Io("the connection ended within a frame".to_owned()));
-        }
-        if kind == Kind::KeepAlive {
-            continue;
+        let Some((kind, body)) = read_frame(&mut stream).await? else { return Ok(()) };
+        match kind {
+            Kind::Raft => {}
+            Kind::KeepAlive => continue,
+            Kind::Offer | Kind::Chunk | Kind::Have | Kind::Done | Kind::Refused => {
+                return Err(LinkError::Refused("it sends a part of a snapshot among messages"));
+            }
         }
         let message = Message::parse_from_bytes(&body).map_err(|error| LinkError::Io(error.to_string()))?;
         if message.from != hello.from || message.to != acceptor.shared.member_id {
             return Err(LinkError::Refused("it sends messages in another member's name"));
+        }
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            return Err(LinkError::Refused("it sends a snapshot among messages"));
         }
         if let (Some(stats), MessageType::MsgAppendResponse) = (&stats, message.get_msg_type()) {
             stats.append_answered();
@@ -250,7 +252,7 @@ async fn greet(
         return Err(error);
     }
     let hello = hello?;
-    if hello.fresh {
+    if hello.purpose == Purpose::MayStart {
         answer(&mut stream, Verdict::Welcome).await?;
         return Ok(None);
     }

@@ -11,9 +11,11 @@ use tokio_rustls::TlsConnector;
 
 use super::super::stats::PeerStats;
 use super::super::tls;
+use super::spool::SpoolError;
 use super::{DIAL_TIMEOUT, SILENCE};
 use crate::config::{Scheme, Url};
-use crate::wire::peer::{Hello, PeerError, VERDICT_BYTES, Verdict};
+use crate::wire::peer::{Hello, PeerError, Purpose, VERDICT_BYTES, Verdict};
+use crate::wire::transfer::{Refusal, TransferError};
 
 /// A connection to a peer, inside TLS or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -50,6 +52,16 @@ pub(super) enum LinkError {
     Timeout(Duration),
     #[error(transparent)]
     Protocol(#[from] PeerError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    #[error("it refuses the snapshot: {}", .0.advice())]
+    Declined(Refusal),
+    #[error("keeping a snapshot: {0}")]
+    Spool(#[from] SpoolError),
+    #[error("the snapshot gets no further for {0:?}")]
+    Stalled(Duration),
+    #[error("it closed the connection")]
+    End,
     #[error("{0}")]
     Refused(&'static str),
     #[error("{}", Verdict::AlreadyBootstrapped.advice())]
@@ -62,16 +74,16 @@ impl From<io::Error> for LinkError {
     }
 }
 
-/// Dials the member `to` at its URLs in order. `fresh` says that this member's raft log is still empty.
+/// Dials the member `to` at its URLs in order.
 pub(super) async fn dial(
     to: u64,
     urls: &[Url],
     dialler: &Dialler,
-    fresh: bool,
+    purpose: Purpose,
 ) -> Result<(Box<dyn Stream>, Url), (Url, LinkError)> {
     let mut last = None;
     for url in urls {
-        match timeout(DIAL_TIMEOUT, dial_one(to, url, dialler, fresh)).await {
+        match timeout(DIAL_TIMEOUT, dial_one(to, url, dialler, purpose)).await {
             Ok(Ok(stream)) => return Ok((stream, url.clone())),
             Ok(Err(error @ LinkError::AlreadyBootstrapped)) => return Err((url.clone(), error)),
             Ok(Err(error)) => last = Some((url.clone(), error)),
@@ -81,7 +93,12 @@ pub(super) async fn dial(
     Err(last.expect("a member has at least one peer URL"))
 }
 
-async fn dial_one(to: u64, url: &Url, dialler: &Dialler, fresh: bool) -> Result<Box<dyn Stream>, LinkError> {
+async fn dial_one(
+    to: u64,
+    url: &Url,
+    dialler: &Dialler,
+    purpose: Purpose,
+) -> Result<Box<dyn Stream>, LinkError> {
     let tcp = TcpStream::connect((url.host(), url.port())).await?;
     tune(&tcp);
     let mut stream: Box<dyn Stream> = match (url.scheme(), &dialler.tls) {
@@ -95,7 +112,7 @@ async fn dial_one(to: u64, url: &Url, dialler: &Dialler, fresh: bool) -> Result<
             Box::new(TlsConnector::from(Arc::clone(config)).connect(name, tcp).await?)
         }
     };
-    let hello = Hello { cluster: dialler.cluster, from: dialler.me, to, fresh };
+    let hello = Hello { cluster: dialler.cluster, from: dialler.me, to, purpose };
     let said = async {
         stream.write_all(&hello.encode()).await?;
         stream.flush().await

@@ -3,7 +3,7 @@
 //! Raft lets a member forget nothing: one whose data directory was lost, and that came back empty under its old
 //! id, could vote a second time in a term and take part in a majority for entries that it once helped to commit
 //! and no longer has. An empty log alone does not tell a new member from such a one; the others can. So a fresh
-//! member asks them (a hello with `fresh`), and starts only when as many have welcomed it as make a majority
+//! member asks them (a hello with that purpose), and starts only when as many have welcomed it as make a majority
 //! together with it, and every other has been tried once. One that answers `AlreadyBootstrapped` ends it.
 
 use std::collections::BTreeSet;
@@ -17,6 +17,7 @@ use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, dial};
 use super::{DIAL_TIMEOUT, REDIAL};
 use crate::config::Url;
+use crate::wire::peer::Purpose;
 
 /// How often the log says what is waited for.
 const TELL: Duration = Duration::from_secs(10);
@@ -122,7 +123,7 @@ async fn ask(other: PeerLink, dialler: Dialler, answers: mpsc::Sender<Answer>) {
     let peer = format!("{id:x}");
     let mut complaints = Complaints::new();
     loop {
-        let answer = match dial(id, &urls, &dialler, true).await {
+        let answer = match dial(id, &urls, &dialler, Purpose::MayStart).await {
             Ok(_) => Answer::Welcome(id),
             Err((url, LinkError::AlreadyBootstrapped)) => {
                 Answer::Refused(AlreadyBootstrapped { member: dialler.me, by: id, url })

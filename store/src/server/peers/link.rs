@@ -2,28 +2,34 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
+use tokio::io::{AsyncWrite, BufWriter};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::super::driver::Input;
 use super::super::handle::now;
-use super::super::stats::PeerStats;
 use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, Stream, dial};
-use super::{REDIAL, SILENCE, SNAPSHOT_TIMEOUT, WRITE_BUFFER};
+use super::frames::{flush, write_frame};
+use super::send::{Parcel, deliver};
+use super::split::split;
+use super::{KEEP_ALIVE, REDIAL, WRITE_BUFFER};
 use crate::config::Url;
-use crate::wire::peer::{self, Kind};
+use crate::snapshot::Snapshot;
+use crate::wire::peer::{Kind, Purpose};
 
 /// Messages that may wait for one peer.
 const QUEUE: usize = 4096;
-/// A link without other traffic says that often that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// And the bytes of the entries in them, unless it is only one message.
+const QUEUE_BYTES: usize = 64 << 20;
 /// Pause before the raft thread's queue is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -33,12 +39,40 @@ pub struct Peers {
     dialler: Dialler,
     inputs: SyncSender<Input>,
     runtime: tokio::runtime::Handle,
+    /// The snapshot that raft's messages speak of.
+    parcel: Mutex<Option<Arc<Parcel>>>,
 }
 
 struct Link {
-    queue: mpsc::Sender<Message>,
-    urls: Vec<Url>,
-    stats: Arc<PeerStats>,
+    queue: mpsc::Sender<Queued>,
+    queued_bytes: Arc<AtomicUsize>,
+    peer: PeerLink,
+    /// The snapshot on its way.
+    sending: Mutex<Option<AbortHandle>>,
+}
+
+/// A message that waits, and what it takes of the queue's bytes.
+struct Queued {
+    message: Message,
+    bytes: usize,
+    of: Arc<AtomicUsize>,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Link {
+    /// Puts a message into the queue; `false` if there is no room for it.
+    fn enqueue(&self, message: Message) -> bool {
+        let bytes = message.entries.iter().map(|entry| entry.data.len()).sum();
+        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let queued = Queued { message, bytes, of: Arc::clone(&self.queued_bytes) };
+        let fits = before == 0 || before + bytes <= QUEUE_BYTES;
+        fits && self.queue.try_send(queued).is_ok()
+    }
 }
 
 impl Peers {
@@ -50,12 +84,14 @@ impl Peers {
         runtime: tokio::runtime::Handle,
     ) -> Peers {
         let mut links = BTreeMap::new();
-        for PeerLink { id, urls, stats } in others {
+        for peer in others {
             let (queue, messages) = mpsc::channel(QUEUE);
-            runtime.spawn(keep_linked(id, urls.clone(), dialler.clone(), messages, inputs.clone()));
-            links.insert(id, Link { queue, urls, stats });
+            let (id, urls) = (peer.id, peer.urls.clone());
+            runtime.spawn(keep_linked(id, urls, dialler.clone(), messages, inputs.clone()));
+            let link = Link { queue, queued_bytes: Arc::default(), peer, sending: Mutex::default() };
+            links.insert(id, link);
         }
-        Peers { links, dialler, inputs, runtime }
+        Peers { links, dialler, inputs, runtime, parcel: Mutex::default() }
     }
 
     /// Puts a message on its way; drops it if the peer is too slow.
@@ -63,36 +99,55 @@ impl Peers {
         let Some(link) = self.links.get(&message.to) else { return };
         match message.get_msg_type() {
             MessageType::MsgSnapshot => return self.send_snapshot(link, message),
-            MessageType::MsgAppend => link.stats.append_sent(),
+            MessageType::MsgAppend => link.peer.stats.append_sent(),
             _ => {}
         }
         let to = message.to;
-        if link.queue.try_send(message).is_err() {
-            link.stats.dropped();
+        if !link.enqueue(message) {
+            link.peer.stats.dropped();
             let _ = self.inputs.try_send(Input::Unreachable(to));
         }
     }
 
-    /// A snapshot goes over a connection of its own, so that heartbeats are not stuck behind it.
+    /// Keeps this snapshot for messages that speak of it.
+    pub fn keep_snapshot(&self, snapshot: Snapshot) {
+        *self.parcel.lock() = Some(Arc::new(Parcel::new(snapshot)));
+    }
+
+    /// Lets go of the snapshot unless it is the one at `index`; those on their way are not affected.
+    pub fn forget_snapshot_except(&self, index: Option<u64>) {
+        self.parcel.lock().take_if(|parcel| Some(parcel.index()) != index);
+    }
+
+    /// Has the snapshot brought to a follower, and raft told how that ended: it sends nothing else to it until then.
     fn send_snapshot(&self, link: &Link, message: Message) {
-        let (urls, dialler, inputs) = (link.urls.clone(), self.dialler.clone(), self.inputs.clone());
+        let (to, inputs) = (message.to, self.inputs.clone());
+        let index = message.get_snapshot().get_metadata().index;
+        let parcel = self.parcel.lock().clone().filter(|parcel| parcel.index() == index);
+        let (peer, dialler) = (link.peer.clone(), self.dialler.clone());
+        let task = self.runtime.spawn(async move {
+            let parcel = parcel.ok_or(LinkError::Refused("the snapshot has been dropped"))?;
+            deliver(&parcel, &message, &peer, &dialler).await
+        });
+        // Of two for the same follower the first is stale: this member has led, has not, and leads again.
+        if let Some(before) = link.sending.lock().replace(task.abort_handle()) {
+            before.abort();
+        }
         self.runtime.spawn(async move {
-            let to = message.to;
-            let send = async {
-                let (mut stream, url) = dial(to, &urls, &dialler, false).await.map_err(|(_, error)| error)?;
-                tracing::info!(peer = format_args!("{to:x}"), %url, "sending a snapshot");
-                write_message(&mut stream, &message).await?;
-                stream.shutdown().await?;
-                Ok::<(), LinkError>(())
+            let peer = format!("{to:x}");
+            let sent = match task.await {
+                Ok(Ok(())) => true,
+                Ok(Err(error)) => {
+                    tracing::warn!(%peer, index, %error, "cannot send a snapshot");
+                    false
+                }
+                Err(ended) if ended.is_cancelled() => return,
+                Err(ended) => {
+                    tracing::error!(%peer, index, %ended, "cannot send a snapshot");
+                    false
+                }
             };
-            let result = timeout(SNAPSHOT_TIMEOUT, send).await;
-            let result = result.unwrap_or(Err(LinkError::Timeout(SNAPSHOT_TIMEOUT)));
-            if let Err(error) = &result {
-                tracing::warn!(peer = format_args!("{to:x}"), %error, "cannot send a snapshot");
-            }
-            drop(message);
-            // Raft sends nothing else to this member until it knows.
-            insist(&inputs, Input::SnapshotSent { to, sent: result.is_ok() }).await;
+            insist(&inputs, Input::SnapshotSent { to, sent }).await;
         });
     }
 }
@@ -111,13 +166,14 @@ async fn keep_linked(
     id: u64,
     urls: Vec<Url>,
     dialler: Dialler,
-    mut messages: mpsc::Receiver<Message>,
+    mut messages: mpsc::Receiver<Queued>,
     inputs: SyncSender<Input>,
 ) {
     let peer = format!("{id:x}");
     let mut complaints = Complaints::new();
     loop {
-        let Some(dialled) = meanwhile_discarding(&mut messages, dial(id, &urls, &dialler, false)).await
+        let Some(dialled) =
+            meanwhile_discarding(&mut messages, dial(id, &urls, &dialler, Purpose::Messages)).await
         else {
             return;
         };
@@ -146,7 +202,7 @@ async fn keep_linked(
 /// Awaits `work` and throws away what comes for a peer that is not linked: it would be stale by the time that
 /// it is, and as long as the outage lasts it would fill memory. `None` when the queue's owner is gone.
 async fn meanwhile_discarding<T>(
-    messages: &mut mpsc::Receiver<Message>,
+    messages: &mut mpsc::Receiver<Queued>,
     work: impl Future<Output = T>,
 ) -> Option<T> {
     tokio::pin!(work);
@@ -159,35 +215,27 @@ async fn meanwhile_discarding<T>(
 }
 
 /// Sends until the queue's owner is gone (`Ok`) or the link breaks.
-async fn forward(stream: Box<dyn Stream>, messages: &mut mpsc::Receiver<Message>) -> Result<(), LinkError> {
+async fn forward(stream: Box<dyn Stream>, messages: &mut mpsc::Receiver<Queued>) -> Result<(), LinkError> {
     let mut stream = BufWriter::with_capacity(WRITE_BUFFER, stream);
     loop {
-        let write = async {
-            match timeout(KEEP_ALIVE, messages.recv()).await {
-                Ok(None) => return Ok(false),
-                Ok(Some(message)) => {
-                    write_message(&mut stream, &message).await?;
-                    while let Ok(message) = messages.try_recv() {
-                        write_message(&mut stream, &message).await?;
-                    }
+        match timeout(KEEP_ALIVE, messages.recv()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(queued)) => {
+                write_message(&mut stream, queued).await?;
+                while let Ok(queued) = messages.try_recv() {
+                    write_message(&mut stream, queued).await?;
                 }
-                Err(_) => stream.write_all(&peer::frame_head(Kind::KeepAlive, 0)?).await?,
             }
-            stream.flush().await?;
-            Ok::<bool, LinkError>(true)
-        };
-        match timeout(KEEP_ALIVE + SILENCE, write).await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => return Ok(()),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(LinkError::Timeout(SILENCE)),
+            Err(_) => write_frame(&mut stream, Kind::KeepAlive, &[]).await?,
         }
+        flush(&mut stream).await?;
     }
 }
 
-async fn write_message(stream: &mut (impl AsyncWrite + Unpin), message: &Message) -> Result<(), LinkError> {
-    let body = message.write_to_bytes().map_err(|error| LinkError::Io(error.to_string()))?;
-    stream.write_all(&peer::frame_head(Kind::Raft, body.len())?).await?;
-    stream.write_all(&body).await?;
+async fn write_message(stream: &mut (impl AsyncWrite + Unpin), mut queued: Queued) -> Result<(), LinkError> {
+    for message in split(std::mem::take(&mut queued.message)) {
+        let body = message.write_to_bytes().map_err(|error| LinkError::Io(error.to_string()))?;
+        write_frame(stream, Kind::Raft, &[&body]).await?;
+    }
     Ok(())
 }

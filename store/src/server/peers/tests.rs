@@ -20,7 +20,7 @@ use crate::membership::{Member, Membership};
 use crate::server::driver::Input;
 use crate::server::handle::Shared;
 use crate::state::Identity;
-use crate::wire::peer::{Hello, Kind, VERDICT_BYTES, Verdict, frame_head};
+use crate::wire::peer::{Hello, Kind, Purpose, VERDICT_BYTES, Verdict, frame_head};
 
 /// A long time for what should take milliseconds.
 const SOON: Duration = Duration::from_secs(10);
@@ -31,6 +31,7 @@ struct Stage {
     inputs: Receiver<Input>,
     address: SocketAddr,
     ids: Vec<u64>,
+    _dir: tempfile::TempDir,
 }
 
 /// Members at `hosts`, the first of which accepts on a free port of the loopback address.
@@ -47,9 +48,11 @@ async fn stage(hosts: &[&str]) -> Stage {
     let shared = Arc::new(Shared::new(identity, "test".to_owned(), machine));
     let (sender, inputs) = sync_channel(16);
     let table: BTreeMap<_, _> = ids[1..].iter().map(|&id| (id, Arc::default())).collect();
-    let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::new(table), sender));
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 0).unwrap();
+    let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::new(table), sender, spool));
     tokio::spawn(accept(listener, None, acceptor));
-    Stage { shared, inputs, address, ids }
+    Stage { shared, inputs, address, ids, _dir: dir }
 }
 
 impl Stage {
@@ -64,7 +67,8 @@ impl Stage {
 
     async fn dial(&self, n: usize, fresh: bool) -> Result<Box<dyn super::dial::Stream>, LinkError> {
         let link = self.link();
-        dial(link.id, &link.urls, &self.dialler(n), fresh).await.map(|(stream, _)| stream).map_err(|e| e.1)
+        let purpose = if fresh { Purpose::MayStart } else { Purpose::Messages };
+        dial(link.id, &link.urls, &self.dialler(n), purpose).await.map(|(stream, _)| stream).map_err(|e| e.1)
     }
 
     fn publish(&self, n: usize) {
@@ -158,6 +162,21 @@ async fn silent_connections_do_not_shut_a_member_out() {
     assert!(matches!(over, Ok(Ok(0) | Err(_))), "the last ones are closed at once: {over:?}");
 }
 
+/// A snapshot that came past the checks of a transfer would stop the member.
+#[tokio::test]
+async fn a_snapshot_among_messages_ends_the_connection() {
+    use protobuf::Message as _;
+    let stage = stage(&["127.0.0.1:9"]).await;
+    let mut message = Message { from: stage.ids[1], to: stage.ids[0], term: 7, ..Message::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    let body = message.write_to_bytes().unwrap();
+    let mut link = stage.dial(1, false).await.unwrap();
+    link.write_all(&[&frame_head(Kind::Raft, body.len()).unwrap()[..], &body].concat()).await.unwrap();
+    let end = timeout(SOON, link.read(&mut [0])).await.expect("it is closed");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    assert!(matches!(stage.inputs.try_recv(), Err(TryRecvError::Empty)));
+}
+
 #[tokio::test]
 async fn a_member_may_have_several_connections_and_no_more() {
     let stage = stage(&["127.0.0.1:9"]).await;
@@ -165,8 +184,8 @@ async fn a_member_may_have_several_connections_and_no_more() {
     for _ in 0..8 {
         links.push(stage.dial(1, false).await.unwrap());
     }
-    let hello =
-        Hello { cluster: stage.shared.cluster_id, from: stage.ids[1], to: stage.ids[0], fresh: false };
+    let (from, to) = (stage.ids[1], stage.ids[0]);
+    let hello = Hello { cluster: stage.shared.cluster_id, from, to, purpose: Purpose::Messages };
     let mut waits = TcpStream::connect(stage.address).await.unwrap();
     waits.write_all(&hello.encode()).await.unwrap();
     let mut verdict = [0; VERDICT_BYTES];
@@ -229,7 +248,7 @@ async fn nothing_is_kept_for_a_peer_that_is_away() {
     let (mut link, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
     let mut hello = [0; crate::wire::peer::HELLO_BYTES];
     link.read_exact(&mut hello).await.unwrap();
-    assert!(!Hello::decode(&hello).unwrap().fresh);
+    assert_eq!(Hello::decode(&hello).unwrap().purpose, Purpose::Messages);
     link.write_all(&Verdict::Welcome.encode()).await.unwrap();
     let mut term = 2;
     let mut head = [0; crate::wire::peer::FRAME_HEAD_BYTES];
