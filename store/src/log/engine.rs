@@ -2,25 +2,33 @@
 //!
 //! A raft group of the engine is one *generation* of the log. A snapshot starts the next generation and
 //! cleans the last one in the same atomic batch, so nothing of an old log can show up in a new one. Beside
-//! the entries a generation holds two values: `hard` (the hard state, protobuf) and `trunc` (index and term
-//! of the last entry dropped, 16 bytes).
+//! the entries a generation holds three values: `hard` (the hard state, protobuf), `trunc` (index and term of the last
+//! entry dropped, 16 bytes) and `last` (index of the last entry, 8 bytes).
+//!
+//! raft-engine moves old entries to other files, and after a restart they may be there again although they were dropped
+//! or replaced: the record that did so is in a file that is gone. So nothing but `trunc` and `last` says which entries
+//! there are, and what else the engine finds is dropped with the next record.
+//!
+//! Every record is synced before the next one is written, on which `scan` relies. A hard state that need not be synced
+//! is therefore not written at all before the next record; a crash may lose it, as it might have before.
 
-use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
+use super::cache::Cache;
+use super::disk::{Disk, OsDisk, is_full};
+use super::files::LogFiles;
+use super::scan::{self, Report};
 use super::{LogError, LogStore};
 use crate::machine::Position;
 
 const KEY_HARD: &[u8] = b"hard";
 const KEY_TRUNCATED: &[u8] = b"trunc";
-/// Entries kept in memory: followers that keep up are served from here.
-const CACHE_ENTRIES: usize = 4096;
-/// And their size.
-const CACHE_BYTES: usize = 4 << 20;
+const KEY_LAST: &[u8] = b"last";
 
 /// Tells raft-engine where an entry's index is.
 struct RaftEntries;
@@ -33,41 +41,104 @@ impl MessageExt for RaftEntries {
     }
 }
 
+/// Sizes that decide when raft-engine begins and removes files, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// A file that is this long is followed by the next.
+    pub file: u64,
+    /// With more than this in files, those that are no longer needed go.
+    pub purge: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { file: 16 << 20, purge: 64 << 20 }
+    }
+}
+
+/// What was dropped and is there again.
+#[derive(Debug, Default)]
+struct Ghosts {
+    /// Whole generations.
+    generations: Vec<u64>,
+    /// Entries of this generation before this index.
+    before: Option<u64>,
+}
+
+impl Ghosts {
+    fn drop(&self, generation: u64, batch: &mut LogBatch) {
+        for &old in &self.generations {
+            batch.add_command(old, Command::Clean);
+        }
+        if let Some(index) = self.before {
+            batch.add_command(generation, Command::Compact { index });
+        }
+    }
+}
+
+/// Asked when there is no room for a write. Makes room or waits for it, and returns whether to try again.
+pub type WhenFull = Box<dyn FnMut() -> bool + Send>;
+
 /// The log of one member.
-pub struct EngineLog {
-    engine: Engine,
+pub struct EngineLog<D: Disk = OsDisk> {
+    engine: Engine<LogFiles<D>>,
+    files: LogFiles<D>,
+    when_full: WhenFull,
+    report: Report,
     dir: String,
     generation: u64,
     hard_state: HardState,
+    /// The hard state is not in the engine yet.
+    unwritten: bool,
+    /// The last record holds what must not be lost, see [`EngineLog::close`].
+    exposed: bool,
     truncated: Position,
     last: u64,
-    cache: VecDeque<Entry>,
-    cache_bytes: usize,
+    /// What the engine has found and should not have; goes with the next record.
+    ghosts: Ghosts,
+    cache: Cache,
 }
 
 impl EngineLog {
-    /// Opens the log in `dir`, made if it is not there. A torn tail (a write that a crash cut short) is
-    /// dropped; it was never acknowledged.
+    /// Opens the log in `dir`, which must be there. What a crash left of an unfinished write is dropped; it was never
+    /// acknowledged.
     ///
     /// # Errors
-    /// [`LogError`] if it cannot be read.
+    /// [`LogError`] if it cannot be read or is damaged.
     pub fn open(dir: &Path) -> Result<EngineLog, LogError> {
+        EngineLog::open_on(OsDisk, dir, Sizes::default())
+    }
+}
+
+impl<D: Disk> EngineLog<D> {
+    /// As [`EngineLog::open`], on a disk and with sizes of the caller's choice.
+    ///
+    /// # Errors
+    /// [`LogError`] if it cannot be read or is damaged.
+    pub fn open_on(disk: D, dir: &Path, sizes: Sizes) -> Result<EngineLog<D>, LogError> {
         let name = dir.display().to_string();
+        let files =
+            LogFiles::open(disk, dir).map_err(|source| LogError::Io { path: name.clone(), source })?;
+        let report = scan::check(&files)?;
         let config = Config {
             dir: name.clone(),
-            recovery_mode: RecoveryMode::TolerateTailCorruption,
+            // What a crash may leave is gone by now.
+            recovery_mode: RecoveryMode::AbsoluteConsistency,
             recovery_threads: 1,
             batch_compression_threshold: ReadableSize(0),
-            target_file_size: ReadableSize::mb(16),
-            purge_threshold: ReadableSize::mb(64),
-            enable_log_recycle: true,
+            target_file_size: ReadableSize(sizes.file),
+            purge_threshold: ReadableSize(sizes.purge),
+            // `files` does that.
+            enable_log_recycle: false,
             ..Config::default()
         };
         let fail = |source| LogError::Engine { dir: name.clone(), source };
-        let engine = Engine::open(config).map_err(fail)?;
-        let damaged = |what: &str| LogError::Damaged { dir: name.clone(), what: what.to_owned() };
+        let engine = Engine::open_with_file_system(config, Arc::new(files.clone())).map_err(fail)?;
+        let damaged =
+            |what: &str| LogError::Damaged { path: name.clone(), offset: None, what: what.to_owned() };
         let generation = engine.raft_groups().into_iter().max().unwrap_or(0);
         let (hard_state, truncated) = match engine.get(generation, KEY_TRUNCATED) {
+            None if report.records > 0 => return Err(damaged("it has entries, but not their start")),
             None => (HardState::default(), Position::default()),
             Some(bytes) => {
                 let truncated = decode_position(&bytes).ok_or_else(|| damaged("its start is unreadable"))?;
@@ -75,12 +146,51 @@ impl EngineLog {
                 (hard_state.unwrap_or_default(), truncated)
             }
         };
-        let last = engine.last_index(generation).unwrap_or(truncated.index);
-        if engine.first_index(generation).is_some_and(|first| first > truncated.index + 1) {
-            return Err(damaged("entries are missing after its start"));
+        let span = engine.first_index(generation).zip(engine.last_index(generation));
+        let last = match engine.get(generation, KEY_LAST) {
+            // Written by an earlier version.
+            None => span.map_or(truncated.index, |(_, last)| last.max(truncated.index)),
+            Some(bytes) => {
+                bytes.try_into().map(u64::from_be_bytes).map_err(|_| damaged("its end is unreadable"))?
+            }
+        };
+        let needed = truncated.index < last;
+        if needed && span.is_none_or(|(first, end)| first > truncated.index + 1 || end < last) {
+            return Err(damaged(&format!("entries are missing between {} and {last}", truncated.index + 1)));
         }
-        let cache = VecDeque::new();
-        Ok(EngineLog { engine, dir: name, generation, hard_state, truncated, last, cache, cache_bytes: 0 })
+        let ghosts = Ghosts {
+            generations: engine.raft_groups().into_iter().filter(|&group| group < generation).collect(),
+            before: span.and_then(|(first, end)| {
+                let start = if needed { truncated.index + 1 } else { end + 1 };
+                Some(start).filter(|&start| first < start)
+            }),
+        };
+        Ok(EngineLog {
+            engine,
+            files,
+            when_full: Box::new(|| false),
+            report,
+            dir: name,
+            generation,
+            hard_state,
+            unwritten: false,
+            exposed: false,
+            truncated,
+            last,
+            ghosts,
+            cache: Cache::default(),
+        })
+    }
+
+    /// What was found and put right when it was opened.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Sets what is asked when there is no room for a write. Until then such a write fails with
+    /// [`LogError::NoSpace`].
+    pub fn when_full(&mut self, when_full: WhenFull) {
+        self.when_full = when_full;
     }
 
     /// Whether nothing was ever written.
@@ -88,43 +198,71 @@ impl EngineLog {
         self.truncated == Position::default() && self.last == 0
     }
 
-    fn fail(&self) -> impl Fn(raft_engine::Error) -> LogError + use<> {
+    fn fail(&self) -> impl Fn(raft_engine::Error) -> LogError + use<D> {
         let dir = self.dir.clone();
         move |source| LogError::Engine { dir: dir.clone(), source }
     }
 
-    fn put_hard_state(&self, batch: &mut LogBatch, hard_state: &HardState) -> Result<(), LogError> {
-        batch.put_message(self.generation, KEY_HARD.to_vec(), hard_state).map_err(self.fail())
-    }
-
-    fn remember(&mut self, entries: Vec<Entry>) {
-        if let Some(first) = entries.first() {
-            while self.cache.back().is_some_and(|last| last.index >= first.index) {
-                self.forget(VecDeque::pop_back);
+    /// Writes one record and syncs it. As long as there is no room for it and `when_full` says so it is tried again:
+    /// a write that fails for want of room leaves nothing behind.
+    fn write(
+        &mut self,
+        fill: impl Fn(&mut LogBatch) -> Result<(), raft_engine::Error>,
+    ) -> Result<(), LogError> {
+        loop {
+            let mut batch = LogBatch::with_capacity(4);
+            self.ghosts.drop(self.generation, &mut batch);
+            fill(&mut batch).map_err(self.fail())?;
+            let written = self.engine.write(&mut batch, true);
+            self.check_synced()?;
+            match written {
+                Ok(_) => {
+                    self.ghosts = Ghosts::default();
+                    return Ok(());
+                }
+                Err(raft_engine::Error::Io(error)) if is_full(&error) => {
+                    if !self.files.drop_spares() && !(self.when_full)() {
+                        return Err(LogError::NoSpace { dir: self.dir.clone() });
+                    }
+                }
+                Err(error) => return Err(self.fail()(error)),
             }
         }
-        for entry in entries {
-            self.cache_bytes += entry.data.len();
-            self.cache.push_back(entry);
-        }
-        while self.cache.len() > CACHE_ENTRIES || (self.cache_bytes > CACHE_BYTES && self.cache.len() > 1) {
-            self.forget(VecDeque::pop_front);
-        }
     }
 
-    fn forget(&mut self, pop: fn(&mut VecDeque<Entry>) -> Option<Entry>) {
-        if let Some(entry) = pop(&mut self.cache) {
-            self.cache_bytes -= entry.data.len();
-        }
+    fn check_synced(&self) -> Result<(), LogError> {
+        let failed = |failure: super::files::SyncFailure| LogError::Sync {
+            path: failure.path.display().to_string(),
+            why: failure.why,
+        };
+        self.files.failure().map_or(Ok(()), |failure| Err(failed(failure)))
     }
 
-    fn cached(&self, index: u64) -> Option<usize> {
-        let first = self.cache.front()?.index;
-        usize::try_from(index.checked_sub(first)?).ok().filter(|&at| at < self.cache.len())
+    /// Writes what is not written yet, in a record of its own behind all others: should the disk damage the last record,
+    /// which cannot be told from a write that was cut short, nothing is lost.
+    fn close(&mut self) -> Result<(), LogError> {
+        if self.unwritten || self.exposed {
+            let (generation, hard_state) = (self.generation, self.hard_state.clone());
+            self.when_full = Box::new(|| false);
+            self.write(|batch| batch.put_message(generation, KEY_HARD.to_vec(), &hard_state))?;
+            (self.unwritten, self.exposed) = (false, false);
+        }
+        Ok(())
     }
 }
 
-impl LogStore for EngineLog {
+impl<D: Disk> Drop for EngineLog<D> {
+    fn drop(&mut self) {
+        if self.files.failure().is_some() || std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "the raft log is not closed in good order; it holds everything");
+        }
+    }
+}
+
+impl<D: Disk> LogStore for EngineLog<D> {
     fn hard_state(&self) -> HardState {
         self.hard_state.clone()
     }
@@ -144,8 +282,8 @@ impl LogStore for EngineLog {
         if index < self.truncated.index || index > self.last {
             return Ok(None);
         }
-        if let Some(at) = self.cached(index) {
-            return Ok(Some(self.cache[at].term));
+        if let Some(entry) = self.cache.from(index).next() {
+            return Ok(Some(entry.term));
         }
         let entry = self.engine.get_entry::<RaftEntries>(self.generation, index).map_err(self.fail())?;
         Ok(entry.map(|entry| entry.term))
@@ -154,8 +292,8 @@ impl LogStore for EngineLog {
     fn entries(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<Entry>, LogError> {
         let mut entries = Vec::new();
         let mut from = from;
-        if self.cached(from).is_none() {
-            let disk_to = self.cache.front().map_or(to, |first| first.index.min(to));
+        if self.cache.from(from).next().is_none() {
+            let disk_to = self.cache.first().map_or(to, |first| first.min(to));
             let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
             self.engine
                 .fetch_entries_to::<RaftEntries>(self.generation, from, disk_to, Some(limit), &mut entries)
@@ -167,14 +305,12 @@ impl LogStore for EngineLog {
         }
         let mut bytes: u64 = entries.iter().map(|entry| u64::from(entry.compute_size())).sum();
         let count = usize::try_from(to - from).unwrap_or(usize::MAX);
-        if let Some(at) = self.cached(from) {
-            for entry in self.cache.range(at..).take(count) {
-                bytes += u64::from(entry.compute_size());
-                if bytes > max_bytes && !entries.is_empty() {
-                    break;
-                }
-                entries.push(entry.clone());
+        for entry in self.cache.from(from).take(count) {
+            bytes += u64::from(entry.compute_size());
+            if bytes > max_bytes && !entries.is_empty() {
+                break;
             }
+            entries.push(entry.clone());
         }
         Ok(entries)
     }
@@ -185,36 +321,45 @@ impl LogStore for EngineLog {
         hard_state: Option<&HardState>,
         sync: bool,
     ) -> Result<(), LogError> {
-        let mut batch = LogBatch::with_capacity(2);
-        batch.add_entries::<RaftEntries>(self.generation, &entries).map_err(self.fail())?;
-        if let Some(hard_state) = hard_state {
-            self.put_hard_state(&mut batch, hard_state)?;
-            self.hard_state = hard_state.clone();
+        let hard_state = hard_state.or(Some(&self.hard_state).filter(|_| self.unwritten)).cloned();
+        if entries.is_empty() && !sync {
+            self.unwritten |= hard_state.is_some();
+        } else {
+            let generation = self.generation;
+            self.write(|batch| {
+                batch.add_entries::<RaftEntries>(generation, &entries)?;
+                if let Some(last) = entries.last() {
+                    batch.put(generation, KEY_LAST.to_vec(), last.index.to_be_bytes().to_vec())?;
+                }
+                let Some(hard_state) = &hard_state else { return Ok(()) };
+                batch.put_message(generation, KEY_HARD.to_vec(), hard_state)
+            })?;
+            (self.unwritten, self.exposed) = (false, true);
         }
-        self.engine.write(&mut batch, sync || !entries.is_empty()).map_err(self.fail())?;
+        self.hard_state = hard_state.unwrap_or_else(|| std::mem::take(&mut self.hard_state));
         if let Some(last) = entries.last() {
             self.last = last.index;
         }
-        self.remember(entries);
+        self.cache.add(entries);
         Ok(())
     }
 
     fn reset(&mut self, position: Position, hard_state: Option<&HardState>) -> Result<(), LogError> {
-        let old = self.generation;
-        self.generation += 1;
-        let mut hard_state = hard_state.cloned().unwrap_or_else(|| self.hard_state.clone());
+        let (old, new) = (self.generation, self.generation + 1);
+        let mut hard_state = hard_state.unwrap_or(&self.hard_state).clone();
         // What is committed beyond the snapshot comes with entries, which are written next.
         hard_state.commit = hard_state.commit.min(position.index);
-        let mut batch = LogBatch::with_capacity(3);
-        batch
-            .put(self.generation, KEY_TRUNCATED.to_vec(), encode_position(position).to_vec())
-            .map_err(self.fail())?;
-        self.put_hard_state(&mut batch, &hard_state)?;
-        batch.add_command(old, Command::Clean);
-        self.engine.write(&mut batch, true).map_err(self.fail())?;
+        self.write(|batch| {
+            batch.put(new, KEY_TRUNCATED.to_vec(), encode_position(position).to_vec())?;
+            batch.put(new, KEY_LAST.to_vec(), position.index.to_be_bytes().to_vec())?;
+            batch.put_message(new, KEY_HARD.to_vec(), &hard_state)?;
+            batch.add_command(old, Command::Clean);
+            Ok(())
+        })?;
+        (self.unwritten, self.exposed) = (false, true);
+        self.generation = new;
         (self.hard_state, self.truncated, self.last) = (hard_state, position, position.index);
-        self.cache.clear();
-        self.cache_bytes = 0;
+        self.cache = Cache::default();
         Ok(())
     }
 
@@ -224,17 +369,26 @@ impl LogStore for EngineLog {
             return Ok(());
         }
         let position = Position { index, term };
-        let mut batch = LogBatch::with_capacity(2);
-        batch
-            .put(self.generation, KEY_TRUNCATED.to_vec(), encode_position(position).to_vec())
-            .map_err(self.fail())?;
-        batch.add_command(self.generation, Command::Compact { index: index + 1 });
-        self.engine.write(&mut batch, true).map_err(self.fail())?;
+        let generation = self.generation;
+        let hard_state = Some(self.hard_state.clone()).filter(|_| self.unwritten);
+        self.write(|batch| {
+            batch.put(generation, KEY_TRUNCATED.to_vec(), encode_position(position).to_vec())?;
+            batch.add_command(generation, Command::Compact { index: index + 1 });
+            let Some(hard_state) = &hard_state else { return Ok(()) };
+            batch.put_message(generation, KEY_HARD.to_vec(), hard_state)
+        })?;
+        (self.unwritten, self.exposed) = (false, true);
         self.truncated = position;
-        while self.cache.front().is_some_and(|first| first.index <= index) {
-            self.forget(VecDeque::pop_front);
+        self.cache.drop_to(index);
+        let purged = self.engine.purge_expired_files();
+        self.check_synced()?;
+        match purged {
+            // The next compaction removes them.
+            Err(raft_engine::Error::Io(error)) if is_full(&error) => {
+                tracing::debug!("no room to remove old files of the raft log");
+            }
+            purged => drop(purged.map_err(self.fail())?),
         }
-        self.engine.purge_expired_files().map_err(self.fail())?;
         Ok(())
     }
 }
@@ -252,63 +406,5 @@ fn decode_position(bytes: &[u8]) -> Option<Position> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::log::mem::MemLog;
-
-    fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
-        range.map(|index| Entry { index, term, data: vec![7; 100].into(), ..Entry::default() }).collect()
-    }
-
-    fn indexes(entries: &[Entry]) -> Vec<(u64, u64)> {
-        entries.iter().map(|entry| (entry.index, entry.term)).collect()
-    }
-
-    type Step = Box<dyn Fn(&mut dyn LogStore)>;
-
-    /// Everything that both logs are asked must be answered alike, before and after a restart.
-    fn assert_alike(engine: &EngineLog, mem: &MemLog) {
-        assert_eq!(engine.truncated(), mem.truncated());
-        assert_eq!(engine.last_index(), mem.last_index());
-        assert_eq!(engine.hard_state(), mem.hard_state());
-        for index in 0..=mem.last_index() + 1 {
-            assert_eq!(engine.term(index).unwrap(), mem.term(index).unwrap(), "term of {index}");
-        }
-        let (first, last) = (mem.truncated().index + 1, mem.last_index());
-        for from in [first, first.midpoint(last), last] {
-            if from >= first && from <= last {
-                let all = engine.entries(from, last + 1, u64::MAX).unwrap();
-                assert_eq!(indexes(&all), indexes(&mem.entries(from, last + 1, u64::MAX).unwrap()));
-                assert_eq!(engine.entries(from, last + 1, 0).unwrap().len(), 1);
-            }
-        }
-    }
-
-    #[test]
-    fn it_answers_as_the_log_in_memory_does_also_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mem = MemLog::default();
-        let hard = HardState { term: 2, vote: 1, commit: 5, ..HardState::default() };
-        let steps: Vec<Step> = vec![
-            Box::new(|log| log.reset(Position { index: 3, term: 1 }, None).unwrap()),
-            Box::new(|log| log.append(entries(4..=9000, 2), None, true).unwrap()),
-            Box::new(move |log| log.append(entries(8000..=8100, 3), Some(&hard), true).unwrap()),
-            Box::new(|log| log.compact(5000).unwrap()),
-            Box::new(|log| log.append(entries(8101..=8102, 3), None, true).unwrap()),
-            Box::new(|log| log.reset(Position { index: 8050, term: 4 }, None).unwrap()),
-            Box::new(|log| log.append(entries(8051..=8060, 4), None, true).unwrap()),
-            Box::new(|log| log.compact(8060).unwrap()),
-        ];
-        for step in steps {
-            {
-                let mut engine = EngineLog::open(dir.path()).unwrap();
-                assert_alike(&engine, &mem);
-                step(&mut engine);
-                step(&mut mem);
-                assert_alike(&engine, &mem);
-            }
-            assert_alike(&EngineLog::open(dir.path()).unwrap(), &mem);
-        }
-    }
-}
+#[path = "engine_tests.rs"]
+mod tests;

@@ -1,7 +1,19 @@
 //! The raft log and hard state: what must be on disk before a message that depends on it leaves.
 
+mod cache;
+pub mod disk;
 pub mod engine;
+mod files;
 pub mod mem;
+mod record;
+mod scan;
+
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod power_tests;
+#[cfg(test)]
+mod test_disk;
 
 use raft::eraftpb::{Entry, HardState};
 
@@ -19,14 +31,52 @@ pub enum LogError {
         #[source]
         source: raft_engine::Error,
     },
-    /// What is stored contradicts itself.
-    #[error("raft log in {dir}: {what}")]
+    /// What is stored is not what was written.
+    #[error(
+        "raft log: {path} is damaged{}: {what}. The disk or another program has changed it, and what this member has \
+         acknowledged and voted may be lost: do not start it on this copy or an older one. If the file can be read \
+         elsewhere as it was when this member stopped, put that in its place. Otherwise leave this member stopped: the \
+         others go on while they are a majority, but this release cannot replace a member at run time; to be complete \
+         again, start a new cluster (other --initial-cluster-token, empty data directories) and copy the keys into it",
+        at(*.offset)
+    )]
     Damaged {
-        /// Where the log lies.
-        dir: String,
+        /// The file, or the directory if one is missing.
+        path: String,
+        /// Where in the file the damage begins, in bytes.
+        offset: Option<u64>,
         /// What is wrong.
         what: String,
     },
+    /// A file could not be read or put right.
+    #[error("raft log: {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file could not be synced, and what was written to it may be lost.
+    #[error(
+        "raft log: cannot sync {path}: {why}; check the disk (dmesg) before this member is started again"
+    )]
+    Sync {
+        /// The file.
+        path: String,
+        /// What the system said.
+        why: String,
+    },
+    /// There is no room. Nothing was changed; the same can be tried again.
+    #[error("raft log in {dir}: no space left on the device")]
+    NoSpace {
+        /// Where the log lies.
+        dir: String,
+    },
+}
+
+fn at(offset: Option<u64>) -> String {
+    offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default()
 }
 
 /// Durable entries and hard state of one member.

@@ -1,0 +1,61 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+//! The log on disk answers as the log in memory does.
+
+use super::*;
+use crate::log::mem::MemLog;
+
+fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+    range.map(|index| Entry { index, term, data: vec![7; 100].into(), ..Entry::default() }).collect()
+}
+
+fn indexes(entries: &[Entry]) -> Vec<(u64, u64)> {
+    entries.iter().map(|entry| (entry.index, entry.term)).collect()
+}
+
+type Step = Box<dyn Fn(&mut dyn LogStore)>;
+
+/// Everything that both logs are asked must be answered alike, before and after a restart.
+fn assert_alike(engine: &EngineLog, mem: &MemLog) {
+    assert_eq!(engine.truncated(), mem.truncated());
+    assert_eq!(engine.last_index(), mem.last_index());
+    assert_eq!(engine.hard_state(), mem.hard_state());
+    for index in 0..=mem.last_index() + 1 {
+        assert_eq!(engine.term(index).unwrap(), mem.term(index).unwrap(), "term of {index}");
+    }
+    let (first, last) = (mem.truncated().index + 1, mem.last_index());
+    for from in [first, first.midpoint(last), last] {
+        if from >= first && from <= last {
+            let all = engine.entries(from, last + 1, u64::MAX).unwrap();
+            assert_eq!(indexes(&all), indexes(&mem.entries(from, last + 1, u64::MAX).unwrap()));
+            assert_eq!(engine.entries(from, last + 1, 0).unwrap().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn it_answers_as_the_log_in_memory_does_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut mem = MemLog::default();
+    let hard = HardState { term: 2, vote: 1, commit: 5, ..HardState::default() };
+    let steps: Vec<Step> = vec![
+        Box::new(|log| log.reset(Position { index: 3, term: 1 }, None).unwrap()),
+        Box::new(|log| log.append(entries(4..=9000, 2), None, true).unwrap()),
+        Box::new(move |log| log.append(entries(8000..=8100, 3), Some(&hard), true).unwrap()),
+        Box::new(|log| log.compact(5000).unwrap()),
+        Box::new(|log| log.append(entries(8101..=8102, 3), None, true).unwrap()),
+        Box::new(|log| log.reset(Position { index: 8050, term: 4 }, None).unwrap()),
+        Box::new(|log| log.append(entries(8051..=8060, 4), None, true).unwrap()),
+        Box::new(|log| log.compact(8060).unwrap()),
+    ];
+    for step in steps {
+        {
+            let mut engine = EngineLog::open(dir.path()).unwrap();
+            assert_alike(&engine, &mem);
+            step(&mut engine);
+            step(&mut mem);
+            assert_alike(&engine, &mem);
+        }
+        assert_alike(&EngineLog::open(dir.path()).unwrap(), &mem);
+    }
+}
