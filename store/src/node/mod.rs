@@ -172,7 +172,7 @@ impl<L: LogStore> Core<L> {
         }
     }
 
-    /// What the raft crate would panic on.
+    /// What the raft crate would panic on, or take for something else than it is.
     fn wrong_with(&self, message: &Message) -> Option<&'static str> {
         let asks = matches!(message.get_msg_type(), MessageType::MsgPropose | MessageType::MsgReadIndex);
         if asks && message.entries.is_empty() {
@@ -180,6 +180,17 @@ impl<L: LogStore> Core<L> {
         }
         if message.entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal) {
             return Some("it changes the members, which no version of this store does yet");
+        }
+        if message.get_msg_type() == MessageType::MsgAppend {
+            let mut index = message.index;
+            let follows = message.entries.iter().all(|entry| {
+                index += 1;
+                entry.index == index
+            });
+            // The crate takes an entry that it does not have for one of term 0, and so an append after it for right.
+            if !follows || (message.log_term == 0 && message.index > 0) {
+                return Some("it appends entries that do not follow each other or on an entry of no term");
+            }
         }
         let beyond =
             message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > self.log().last_index();
@@ -261,6 +272,19 @@ impl<L: LogStore> Core<L> {
         self.raw.mut_store().take_request()
     }
 
+    /// The last entry that every follower has, of those that are there or are being sent a snapshot: what comes after is
+    /// still needed. `None` if there is none, or this member does not lead.
+    pub fn needed_after(&self) -> Option<u64> {
+        let me = self.raw.raft.id;
+        let followers = self.raw.raft.prs().iter().filter(|(id, _)| self.leadership().leads && **id != me);
+        let needed = followers.filter_map(|(_, progress)| match progress.state {
+            ProgressState::Snapshot => Some(progress.pending_snapshot),
+            ProgressState::Replicate => Some(progress.matched),
+            ProgressState::Probe => progress.recent_active.then_some(progress.matched),
+        });
+        needed.min()
+    }
+
     /// Index of the snapshot that was provided, while followers may be sent it.
     pub fn snapshot_index(&self) -> Option<u64> {
         self.raw.store().snapshot_index()
@@ -290,7 +314,7 @@ impl<L: LogStore> Core<L> {
             return Ok(None);
         }
         let mut ready = self.raw.ready();
-        send(shell, ready.take_messages());
+        self.send(shell, ready.take_messages());
         let mut installed = None;
         let mut effects = Effects { reads: ready.take_read_states(), ..Effects::default() };
         let entries = ready.take_entries();
@@ -309,10 +333,10 @@ impl<L: LogStore> Core<L> {
         if !entries.is_empty() || hard_state.is_some() {
             store.log.append(entries, hard_state.as_ref(), must_sync)?;
         }
-        send(shell, ready.take_persisted_messages());
+        self.send(shell, ready.take_persisted_messages());
         effects.committed = ready.take_committed_entries();
         let mut light = self.raw.advance_append(ready);
-        send(shell, light.take_messages());
+        self.send(shell, light.take_messages());
         if let Some(index) = installed {
             self.applied_to(index);
         }
@@ -324,11 +348,27 @@ impl<L: LogStore> Core<L> {
     pub fn applied_to(&mut self, index: u64) {
         self.raw.advance_apply_to(index);
     }
-}
 
-fn send(shell: &mut impl Shell, messages: Vec<Message>) {
-    if !messages.is_empty() {
-        shell.send(messages);
+    fn send(&self, shell: &mut impl Shell, mut messages: Vec<Message>) {
+        messages.iter_mut().for_each(|message| self.mend_append(message));
+        if !messages.is_empty() {
+            shell.send(messages);
+        }
+    }
+
+    /// Puts the beginning of an append right. The raft crate adds entries to an append that has not left yet, and if that
+    /// one had none so far it does not look whether they follow on it. A follower would take them for later ones,
+    /// and say that it has entries which it does not have.
+    fn mend_append(&self, message: &mut Message) {
+        let Some(first) = message.entries.first().map(|entry| entry.index) else { return };
+        if message.get_msg_type() == MessageType::MsgAppend && first != message.index + 1 {
+            let before = first.saturating_sub(1);
+            match self.raw.raft.raft_log.term(before) {
+                Ok(term) if term > 0 || before == 0 => (message.index, message.log_term) = (before, term),
+                // Without entries it is a probe, which is right.
+                _ => message.entries.clear(),
+            }
+        }
     }
 }
 

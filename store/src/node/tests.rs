@@ -215,8 +215,8 @@ fn a_log_that_begins_after_the_applied_state_is_refused() {
     assert!(matches!(refused, Some(CoreError::Gap { log: 9, applied: 3 })));
 }
 
-#[test]
-fn reads_are_confirmed_by_a_quorum_only() {
+/// A cluster with a leader that everybody follows.
+fn led_cluster() -> (Cluster, u64) {
     let mut cluster = Cluster::new(7);
     let leader = (0..100)
         .find_map(|_| {
@@ -233,6 +233,51 @@ fn reads_are_confirmed_by_a_quorum_only() {
         cluster.process(leader);
         cluster.deliver();
     }
+    (cluster, leader)
+}
+
+/// Found by the simulation: an append that carried nothing yet got entries that did not follow on it.
+#[test]
+fn an_append_begins_before_its_first_entry() {
+    let (mut cluster, leader) = led_cluster();
+    let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+    let (term, last) = (core.leadership().term, core.log().last_index());
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != leader).collect();
+    core.propose([Bytes::from_static(b"x")]).unwrap();
+    while core.process(&mut Net::default()).unwrap().is_some() {}
+    let mut answer = Message { from: others[0], to: leader, term, index: last + 1, ..Message::default() };
+    answer.set_msg_type(MessageType::MsgAppendResponse);
+    // One has it, which commits it and makes an append that only says so; the other one refuses that index at once.
+    core.step(answer.clone());
+    let refusal = Message { from: others[1], reject: true, reject_hint: last, log_term: term, ..answer };
+    core.step(refusal);
+    let mut net = Net::default();
+    while core.process(&mut net).unwrap().is_some() {}
+    let appends = net.sent.iter().filter(|m| m.to == others[1] && !m.entries.is_empty());
+    let begins: Vec<(u64, u64, u64)> = appends.map(|m| (m.index, m.log_term, m.entries[0].index)).collect();
+    assert_eq!(begins, [(last, term, last + 1)]);
+}
+
+#[test]
+fn an_append_on_an_entry_of_no_term_is_not_answered() {
+    let (mut cluster, leader) = led_cluster();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let core = &mut cluster.members.get_mut(&follower).unwrap().core;
+    let (term, last) = (core.leadership().term, core.log().last_index());
+    let mut append = Message { from: leader, to: follower, term, index: last + 2, ..Message::default() };
+    append.set_msg_type(MessageType::MsgAppend);
+    core.step(append.clone());
+    (append.index, append.log_term) = (last, core.log().term(last).unwrap().unwrap());
+    append.set_entries(vec![Entry { index: last + 2, term, ..Entry::default() }].into());
+    core.step(append);
+    let mut net = Net::default();
+    while core.process(&mut net).unwrap().is_some() {}
+    assert_eq!(net.sent, []);
+}
+
+#[test]
+fn reads_are_confirmed_by_a_quorum_only() {
+    let (mut cluster, leader) = led_cluster();
     let ask = |cluster: &mut Cluster| {
         let core = &mut cluster.members.get_mut(&leader).unwrap().core;
         core.read_index(b"question".to_vec());
