@@ -8,27 +8,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::driver::Input;
+use super::limits::{Limits, MAX_WAITING, MAX_WAITING_BYTES};
 use super::stats::StoreStats;
+use super::watching::EventSender;
 use crate::machine::Machine;
 use crate::node::Leadership;
 use crate::replica::Proposal;
 use crate::snapshot::Snapshot;
 use crate::state::Identity;
-use crate::tree::watch::WatcherId;
-use crate::tree::{Event, Hub, NodeView, Sink, TreeError, WatchRequest};
+use crate::tree::{Event, Hub, NodeView, TreeError};
 use crate::wire::command::{Command, Envelope, RequestId};
-use crate::wire::v2::ApiError;
-
-/// Events that may wait for one watcher; one that is further behind is cut off, as in etcd.
-const WATCHER_BACKLOG: usize = 100;
-/// Requests waiting for consensus at one time; more are refused.
-const MAX_WAITING: usize = 16 * 1024;
-
-/// Bytes of commands waiting for consensus at one time; more are refused.
-const MAX_WAITING_BYTES: usize = 256 << 20;
+use crate::wire::v2::{ApiError, TOO_MANY_REQUESTS};
 
 /// State that the threads and the API share.
 pub struct Shared {
@@ -58,8 +51,8 @@ pub struct Shared {
     pub leadership: watch::Sender<(Leadership, Instant)>,
     /// Counters.
     pub stats: StoreStats,
-    /// Bytes of commands that wait for consensus.
-    pub waiting_bytes: AtomicUsize,
+    /// Bytes of commands on their way to the log, and of those that nobody waits for any more but that are held.
+    pub waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Shared {
@@ -79,7 +72,7 @@ impl Shared {
             snapshot: Mutex::default(),
             leadership: watch::Sender::new((Leadership::default(), now())),
             stats: StoreStats::default(),
-            waiting_bytes: AtomicUsize::new(0),
+            waiting_bytes: Arc::default(),
         }
     }
 }
@@ -100,20 +93,8 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> ApiError {
         match refusal {
             Refusal::Tree(error) => error.into(),
-            Refusal::Overload => ApiError::raft(TOO_MANY),
+            Refusal::Overload => ApiError::raft(TOO_MANY_REQUESTS),
         }
-    }
-}
-
-/// etcd's words for a member with too much to do.
-const TOO_MANY: &str = "etcdserver: too many requests";
-
-/// The sending half of a watcher.
-pub struct EventSender(mpsc::Sender<Arc<Event>>);
-
-impl Sink for EventSender {
-    fn deliver(&self, event: &Arc<Event>) -> bool {
-        self.0.try_send(Arc::clone(event)).is_ok()
     }
 }
 
@@ -122,6 +103,7 @@ impl Sink for EventSender {
 pub struct Handle {
     shared: Arc<Shared>,
     inputs: SyncSender<Input>,
+    limits: Arc<Limits>,
     next: Arc<AtomicU64>,
     timeout: Duration,
     election: Duration,
@@ -148,14 +130,30 @@ pub fn now() -> Instant {
 impl Handle {
     /// A handle. `start` is drawn at random at every start, so that request ids never repeat; a request times
     /// out after five seconds and two elections, as in etcd.
-    pub fn new(shared: Arc<Shared>, inputs: SyncSender<Input>, start: u32, election: Duration) -> Handle {
+    pub fn new(
+        shared: Arc<Shared>,
+        inputs: SyncSender<Input>,
+        limits: Arc<Limits>,
+        start: u32,
+        election: Duration,
+    ) -> Handle {
         let next = Arc::new(AtomicU64::new(u64::from(start) << 32));
-        Handle { shared, inputs, next, timeout: Duration::from_secs(5) + 2 * election, election }
+        Handle { shared, inputs, limits, next, timeout: Duration::from_secs(5) + 2 * election, election }
     }
 
     /// The shared state.
-    pub fn shared(&self) -> &Shared {
+    pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// What clients may hold.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
+    /// How long a request may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Replicates a command and waits until this member has applied it.
@@ -170,18 +168,14 @@ impl Handle {
         {
             let mut waiters = self.shared.waiters.lock();
             if waiters.len() >= MAX_WAITING {
-                return Err(ApiError::raft(TOO_MANY));
+                return Err(ApiError::raft(TOO_MANY_REQUESTS));
             }
             waiters.insert(number, sender);
         }
-        let mut guard = WaiterGuard { shared: &self.shared, number, bytes: 0 };
+        let _guard = WaiterGuard { shared: &self.shared, number };
         let id = RequestId { member: self.shared.member_id, number };
-        let data: Bytes = Envelope { id, command }.encode().into();
-        guard.bytes = data.len();
-        let before = self.shared.waiting_bytes.fetch_add(guard.bytes, Ordering::Relaxed);
-        if before + guard.bytes > MAX_WAITING_BYTES {
-            return Err(ApiError::raft(TOO_MANY));
-        }
+        let data = Weighed::pack(Envelope { id, command }.encode(), &self.shared.waiting_bytes)
+            .ok_or_else(|| ApiError::raft(TOO_MANY_REQUESTS))?;
         self.input(Input::Propose(Proposal { number, data, deadline: begun + self.timeout }))?;
         match tokio::time::timeout(self.timeout, receiver).await {
             Ok(Ok(answer)) => Ok(answer?),
@@ -207,7 +201,7 @@ impl Handle {
 
     fn input(&self, input: Input) -> Result<(), ApiError> {
         self.inputs.try_send(input).map_err(|error| match error {
-            TrySendError::Full(_) => ApiError::raft(TOO_MANY),
+            TrySendError::Full(_) => ApiError::raft(TOO_MANY_REQUESTS),
             TrySendError::Disconnected(_) => ApiError::raft("etcdserver: server stopped"),
         })
     }
@@ -230,85 +224,78 @@ impl Handle {
         let machine = self.shared.machine.read();
         (machine.tree.index(), machine.tree.get(path, recursive))
     }
-
-    /// Starts a watch. `since` 0 means what comes next.
-    ///
-    /// # Errors
-    /// Code 401 if the history no longer reaches back that far.
-    pub fn watch(&self, path: String, recursive: bool, since: u64, stream: bool) -> Result<Watch, ApiError> {
-        let machine = self.shared.machine.read();
-        let index = machine.tree.index();
-        let mut since = if since == 0 { index + 1 } else { since };
-        let mut past = Vec::new();
-        while let Some(event) = machine.tree.history().scan(&path, recursive, since, index)? {
-            since = event.index() + 1;
-            past.push(event);
-            if !stream {
-                break;
-            }
-        }
-        past.reverse();
-        let (sender, events) = mpsc::channel(if stream { WATCHER_BACKLOG } else { 1 });
-        let mut guard = None;
-        if stream || past.is_empty() {
-            // Still under the lock on the machine: no event can pass between the look back and this.
-            let request = WatchRequest { path: path.clone(), recursive, stream, since };
-            let id = self.shared.hub.lock().add(request, EventSender(sender));
-            guard = Some(WatchGuard { shared: Arc::clone(&self.shared), path, id });
-        }
-        Ok(Watch { index, past, events, stream, _guard: guard })
-    }
 }
 
 /// Forgets a request when whoever waits for it is gone.
 struct WaiterGuard<'a> {
     shared: &'a Shared,
     number: u64,
-    bytes: usize,
 }
 
 impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
-        self.shared.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.shared.waiters.lock().remove(&self.number);
     }
 }
 
-/// Takes the watcher out of the hub when its client is gone.
-struct WatchGuard {
-    shared: Arc<Shared>,
-    path: String,
-    id: WatcherId,
+/// An encoded command that counts among those on their way for as long as anybody holds it: who gives up waiting
+/// does not take his command out of the queues.
+struct Weighed {
+    data: Vec<u8>,
+    total: Arc<AtomicUsize>,
 }
 
-impl Drop for WatchGuard {
+/// What a queued command takes beside its bytes.
+const COMMAND_BYTES: usize = 256;
+
+impl Weighed {
+    /// The command as bytes to be passed on; `None` if there are too many already.
+    fn pack(data: Vec<u8>, total: &Arc<AtomicUsize>) -> Option<Bytes> {
+        let weighed = Weighed { data, total: Arc::clone(total) };
+        let before = total.fetch_add(weighed.weight(), Ordering::Relaxed);
+        let fits = before + weighed.weight() <= MAX_WAITING_BYTES;
+        // Dropped where it does not fit, which takes its weight off again.
+        fits.then(|| Bytes::from_owner(weighed))
+    }
+
+    fn weight(&self) -> usize {
+        self.data.len() + COMMAND_BYTES
+    }
+}
+
+impl AsRef<[u8]> for Weighed {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Weighed {
     fn drop(&mut self) {
-        self.shared.hub.lock().remove(&self.path, self.id);
+        self.total.fetch_sub(self.weight(), Ordering::Relaxed);
     }
 }
 
-/// A watch under way.
-pub struct Watch {
-    /// The tree's index when it began.
-    pub index: u64,
-    /// Events from the history, last first.
-    past: Vec<Arc<Event>>,
-    events: mpsc::Receiver<Arc<Event>>,
-    stream: bool,
-    _guard: Option<WatchGuard>,
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
 
-impl Watch {
-    /// Polls for the next event; `None` when there will be no more.
-    pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Arc<Event>>> {
-        match self.past.pop() {
-            Some(event) => std::task::Poll::Ready(Some(event)),
-            None => self.events.poll_recv(cx),
-        }
+    #[test]
+    fn a_command_weighs_until_the_last_holder_lets_go_of_it() {
+        let total = Arc::default();
+        let data = Weighed::pack(vec![7; 1000], &total).unwrap();
+        let held = data.slice(..1);
+        drop(data);
+        assert_eq!(total.load(Ordering::Relaxed), 1000 + COMMAND_BYTES);
+        drop(held);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
     }
 
-    /// Whether more than one event is wanted.
-    pub fn is_stream(&self) -> bool {
-        self.stream
+    #[test]
+    fn what_is_too_much_weighs_nothing() {
+        let total = Arc::new(AtomicUsize::new(MAX_WAITING_BYTES - 1000));
+        assert!(Weighed::pack(vec![7; 1000], &total).is_none());
+        assert!(Weighed::pack(vec![7; 1000 - COMMAND_BYTES], &total).is_some());
+        assert_eq!(total.load(Ordering::Relaxed), MAX_WAITING_BYTES - 1000);
     }
 }

@@ -1,31 +1,29 @@
 //! The client port: connections, routes, and the small endpoints.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use percent_encoding::percent_decode_str;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
-use super::handle::{Handle, Watch};
+use super::conn::{Connection, say_and_close};
+use super::crowd::Place;
+use super::handle::{Handle, now};
+use super::keys;
+use super::limits::Limits;
+use super::pulse::Pulse;
 use super::stats::{self, PeerStats};
-use super::{keys, tls};
+use super::watching::Watch;
+use crate::wire::v2::ApiError;
 use crate::wire::v2_request;
 
 /// The version of etcd whose API this store serves; clients parse it.
@@ -33,16 +31,10 @@ pub const ETCD_VERSION: &str = "3.2.12";
 /// The cluster version that goes with it.
 pub const CLUSTER_VERSION: &str = "3.2.0";
 
-/// Time for the TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for the headers of a request, counted from the end of the one before: so long that a client's own limit on
-/// idle connections (90 seconds in Go) comes first, and no request meets a connection that is just being closed.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time for the confirmation that `/health` asks for, as in etcd.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a client sees that talks plain HTTP to a TLS port; the words are Go's.
-const PLAIN_ON_TLS: &[u8] =
-    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+/// A large answer is handed over in pieces of that many bytes.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// The body of an answer.
 pub enum Answer {
@@ -61,35 +53,40 @@ impl Answer {
     }
 }
 
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match std::mem::replace(&mut *self, Answer::Ended) {
-            Answer::Full(bytes) => Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes)))),
+impl Answer {
+    /// Polls for the next part of the body; a large one comes in pieces, so that not all of it is copied at once.
+    pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match self {
+            Answer::Full(bytes) => {
+                let Some(rest) = bytes else { return Poll::Ready(None) };
+                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+                if rest.is_empty() {
+                    *bytes = None;
+                }
+                Poll::Ready(Some(piece))
+            }
             Answer::Ended => Poll::Ready(None),
             Answer::Watch(watch) => {
-                let mut watch = Some(watch);
-                let polled = keys::poll_watch(&mut watch, cx);
-                *self = watch.map_or(Answer::Ended, Answer::Watch);
-                polled.map(|frame| frame.map(Ok))
+                let body = ready!(watch.poll_body(cx));
+                if body.is_none() || !watch.is_stream() {
+                    *self = Answer::Ended;
+                }
+                Poll::Ready(body)
             }
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// Whether there is nothing more.
+    pub(super) fn is_end(&self) -> bool {
         matches!(self, Answer::Full(None) | Answer::Ended)
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// The bytes that are left, where that is known.
+    pub(super) fn size(&self) -> Option<usize> {
         match self {
-            Answer::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Answer::Ended => SizeHint::with_exact(0),
-            Answer::Watch(_) => keys::watch_size(),
+            Answer::Full(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len)),
+            Answer::Ended => Some(0),
+            Answer::Watch(_) => None,
         }
     }
 }
@@ -102,103 +99,87 @@ pub struct Api {
     pub peers: Arc<BTreeMap<u64, Arc<PeerStats>>>,
 }
 
-/// Serves clients on one listener until `stop` says so; each connection takes one of `slots`, which all listeners
-/// share.
+/// Time for a connection that is told to go to be gone.
+const LEAVING: Duration = Duration::from_millis(500);
+/// Clients that are told at one time that there is no place for them; others are just closed.
+const MAX_TURNED_AWAY: usize = 32;
+/// Pause after a connection could not be accepted: it needs a descriptor, and none comes free by asking again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A TLS alert in the clear: fatal, internal error (RFC 8446 section 6). A client of a full member sees it in place
+/// of the handshake.
+const FULL_TLS: &[u8] = &[0x15, 3, 3, 0, 2, 2, 80];
+
+/// Serves clients on one listener until `stop` says so.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
     api: Arc<Api>,
-    slots: Arc<tokio::sync::Semaphore>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let turning_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+    let limits = Arc::clone(api.handle.limits());
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
             _ = stop.wait_for(|&stop| stop) => return,
         };
-        let Some((tcp, from, slot)) = accepted else { continue };
+        let (tcp, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if let Ok(here) = listener.local_addr() {
+                    limits.tell_of(here, "cannot accept clients", &error.to_string());
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let (tls, api, stop) = (tls.clone(), Arc::clone(&api), stop.clone());
-        tokio::spawn(async move {
-            let _slot = slot;
-            let _ = tcp.set_nodelay(true);
-            if let Err(error) = connection(tcp, tls, api, stop).await {
-                tracing::debug!(%from, %error, "client connection ended");
+        if let Some(place) = enter(&limits, from, tls.is_some()).await {
+            tokio::spawn(Connection { api, from, place, stop }.serve(tcp, tls));
+        } else {
+            limits.tell(from, "turned away: all connections of this member are in use");
+            if let Ok(turn) = Arc::clone(&turning_away).try_acquire_owned() {
+                tokio::spawn(turn_away(tcp, tls.is_some(), turn));
             }
-        });
-    }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<tokio::sync::Semaphore>,
-) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((tcp, from)) => Some((tcp, from, slot)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a client");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            None
         }
     }
 }
 
-async fn connection(
-    mut tcp: TcpStream,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    api: Arc<Api>,
-    stop: watch::Receiver<bool>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Some(config) = tls else { return requests(TokioIo::new(tcp), api, stop).await };
-    let mut first = [0];
-    let peeked = timeout(HANDSHAKE_TIMEOUT, tcp.peek(&mut first)).await??;
-    if peeked == 1 && first[0] != TLS_HANDSHAKE {
-        tcp.write_all(PLAIN_ON_TLS).await?;
-        tcp.shutdown().await?;
-        // Read what is there, so that closing does not reset the connection before the answer is read.
-        let _ = timeout(Duration::from_millis(200), tcp.read(&mut [0; 4096])).await;
-        return Ok(());
+/// A place for a new connection, for which an idle one may have to go.
+async fn enter(limits: &Limits, from: SocketAddr, tls: bool) -> Option<Place> {
+    let pulse = || Pulse::new(now(), tls);
+    let mut entered = limits.crowd.enter(pulse());
+    if entered.is_none() {
+        let _ = timeout(LEAVING, limits.crowd.someone_has_left()).await;
+        entered = limits.crowd.enter(pulse());
     }
-    let from = tcp.peer_addr()?;
-    match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await? {
-        Ok(stream) => requests(TokioIo::new(stream), api, stop).await,
-        Err(error) => {
-            if error.kind() != io::ErrorKind::UnexpectedEof {
-                tracing::warn!(%from, error = tls::describe(&error), "TLS handshake with a client failed");
-            }
-            Ok(())
-        }
+    let (place, gone) = entered?;
+    if gone > 0 {
+        limits.tell(from, "all connections were in use: the longest idle are closed for new ones");
     }
+    Some(place)
 }
 
-/// The first byte of every TLS connection (RFC 8446 section 5.1: content type handshake).
-const TLS_HANDSHAKE: u8 = 0x16;
-
-async fn requests<I>(
-    io: I,
-    api: Arc<Api>,
-    mut stop: watch::Receiver<bool>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().title_case_headers(true).timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    let service = service_fn(move |request| {
-        let api = Arc::clone(&api);
-        async move { Ok::<_, Infallible>(route(&api, request).await) }
-    });
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        _ = stop.wait_for(|&stop| stop) => connection.as_mut().graceful_shutdown(),
+async fn turn_away(mut tcp: TcpStream, tls: bool, _turn: OwnedSemaphorePermit) {
+    if tls {
+        return say_and_close(&mut tcp, FULL_TLS).await;
     }
-    // Watches never end by themselves; what is left after a moment is cut off.
-    timeout(Duration::from_secs(1), connection).await?
+    let body = ApiError::busy("all connections of this member are in use").body();
+    let words = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    say_and_close(&mut tcp, words.as_bytes()).await;
 }
 
-async fn route(api: &Api, request: Request<Incoming>) -> Response<Answer> {
+/// The answer to a request when there are too many already.
+pub(super) fn too_many_requests(api: &Api, from: SocketAddr) -> Response<Answer> {
+    keys::api_error(&api.handle, from, &ApiError::busy("this member answers as many as it can"))
+}
+
+/// Answers a request from the client at `from`.
+pub(super) async fn route(api: &Api, from: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
     let (parts, body) = request.into_parts();
     if parts.method == Method::OPTIONS {
         return Response::new(Answer::Full(None));
@@ -217,7 +198,7 @@ async fn route(api: &Api, request: Request<Incoming>) -> Response<Answer> {
             Method::DELETE => v2_request::Method::Delete,
             _ => return not_allowed("HEAD,GET,PUT,POST,DELETE"),
         };
-        return keys::answer(&api.handle, method, key, &parts, body).await;
+        return keys::answer(&api.handle, from, method, key, &parts, body).await;
     }
     match decoded.as_ref() {
         "/health" => health(api, &parts.method).await,

@@ -1,58 +1,63 @@
 //! `/v2/keys`: an HTTP request to a [`Request`], and its outcome to an HTTP answer.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Frame, Incoming, SizeHint};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
+use tokio::time::timeout;
 
-use super::handle::{Handle, Watch, now_ns};
+use super::handle::{Handle, now, now_ns};
 use super::http::{Answer, json_type};
+use super::limits::{Limits, MAX_FORM_BYTES, OWN_BYTES, Share, form_time};
+use super::served::sharing;
 use super::stats::Kind;
-use crate::tree::Event;
+use super::watching::Watch;
 use crate::wire::command::Command;
 use crate::wire::v2::{self, ApiError};
 use crate::wire::v2_request::{self, Get, Method, Request};
 
-/// The largest form, as in etcd.
-const MAX_FORM_BYTES: usize = 10 << 20;
-
-/// Answers a request below `/v2/keys`; `key` is the decoded rest of the path.
+/// Answers a request below `/v2/keys` from the client at `from`; `key` is the decoded rest of the path.
 pub async fn answer(
     handle: &Handle,
+    from: SocketAddr,
     method: Method,
     key: &str,
     parts: &Parts,
     body: Incoming,
 ) -> Response<Answer> {
-    match try_answer(handle, method, key, parts, body).await {
+    match try_answer(handle, from, method, key, parts, body).await {
         Ok(response) => response,
-        Err(error) => api_error(handle, &error),
+        Err(error) => api_error(handle, from, &error),
     }
 }
 
 async fn try_answer(
     handle: &Handle,
+    from: SocketAddr,
     method: Method,
     key: &str,
     parts: &Parts,
     body: Incoming,
 ) -> Result<Response<Answer>, ApiError> {
-    let form = read_form(method, &parts.headers, body).await?;
-    let request = v2_request::parse(method, key, parts.uri.query().unwrap_or_default(), form.as_deref())?;
+    let request = {
+        // What is read is given back before the rest begins.
+        let form = read_form(handle.limits(), method, &parts.headers, body).await?;
+        let query = parts.uri.query().unwrap_or_default();
+        v2_request::parse(method, key, query, form.as_ref().map(|(form, _)| &**form))?
+    };
     match request {
-        Request::Get(get) => look(handle, &get),
+        Request::Get(get) => look(handle, &get).await,
         Request::QuorumGet(get) => {
             handle.linearize(None).await?;
-            look(handle, &get)
+            look(handle, &get).await
         }
         Request::Watch { path, recursive, since, stream } => {
-            let watch = handle.watch(path, recursive, since, stream)?;
+            let watch = Watch::start(handle, from, path, recursive, since, stream)?;
             let mut response =
                 json_response(handle, StatusCode::OK, watch.index, Answer::Watch(Box::new(watch)));
             add_raft_headers(handle, response.headers_mut());
@@ -64,7 +69,13 @@ async fn try_answer(
             let result = handle.propose(Command::V2(op)).await;
             handle.shared().stats.count(kind, result.is_ok());
             let event = result?.ok_or_else(|| ApiError::raft("etcdserver: no event"))?;
-            let body = if no_value { v2::action_body(&event) } else { v2::event_body(&event, now_ns()) };
+            let body = if no_value {
+                v2::action_body(&event).into()
+            } else {
+                // It is done, so there is nothing to refuse any more: however long it takes.
+                let share = handle.limits().answers.share(v2::event_size(&event)).await;
+                sharing(v2::event_body(&event, now_ns()), share)
+            };
             let status = if event.is_creation() { StatusCode::CREATED } else { StatusCode::OK };
             let mut response = json_response(handle, status, event.index(), Answer::full(body));
             add_raft_headers(handle, response.headers_mut());
@@ -73,16 +84,37 @@ async fn try_answer(
     }
 }
 
-fn look(handle: &Handle, get: &Get) -> Result<Response<Answer>, ApiError> {
-    let (index, node) = handle.get(&get.path, get.recursive);
-    handle.shared().stats.count(Kind::Gets, node.is_ok());
-    let body = v2::get_body(&node?, now_ns());
+/// Looks at a node. What is large waits until there is room for the answer, and is then looked at again: until then
+/// it is not held.
+async fn look(handle: &Handle, get: &Get) -> Result<Response<Answer>, ApiError> {
+    let mut share = Share::default();
+    let (index, body) = loop {
+        let (index, node) = handle.get(&get.path, get.recursive);
+        if node.is_err() {
+            handle.shared().stats.count(Kind::Gets, false);
+        }
+        let node = node?;
+        let bytes = v2::get_size(&node);
+        // Once is enough: it grows little while it waits.
+        if bytes <= OWN_BYTES || share.bytes() > 0 {
+            break (index, sharing(v2::get_body(&node, now_ns()), share));
+        }
+        drop(node);
+        share = timeout(handle.timeout(), handle.limits().answers.share(bytes)).await.map_err(|_| {
+            ApiError::busy(format_args!("no room for an answer of {bytes} bytes beside the others"))
+        })?;
+    };
+    handle.shared().stats.count(Kind::Gets, true);
     let mut response = json_response(handle, StatusCode::OK, index, Answer::full(body));
     add_raft_headers(handle, response.headers_mut());
     Ok(response)
 }
 
-fn api_error(handle: &Handle, error: &ApiError) -> Response<Answer> {
+/// The answer to a request that failed; where it met a limit, the log is told.
+pub fn api_error(handle: &Handle, from: SocketAddr, error: &ApiError) -> Response<Answer> {
+    if error.is_limit() {
+        handle.limits().tell(from, &error.cause);
+    }
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json_response(handle, status, error.index, Answer::full(error.body()))
 }
@@ -104,7 +136,12 @@ fn add_raft_headers(handle: &Handle, headers: &mut HeaderMap) {
 }
 
 /// The body, if it is a form and the method takes one. Any other body is not looked at, as in etcd.
-async fn read_form(method: Method, headers: &HeaderMap, body: Incoming) -> Result<Option<Bytes>, ApiError> {
+async fn read_form(
+    limits: &Limits,
+    method: Method,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<Option<(Bytes, Share)>, ApiError> {
     let is_form = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
         let kind = value.split(';').next().unwrap_or_default().trim();
         kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
@@ -112,24 +149,50 @@ async fn read_form(method: Method, headers: &HeaderMap, body: Incoming) -> Resul
     if !is_form || !matches!(method, Method::Put | Method::Post) {
         return Ok(None);
     }
-    match Limited::new(body, MAX_FORM_BYTES).collect().await {
-        Ok(collected) => Ok(Some(collected.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(210, "http: POST too large")),
-        Err(error) => Err(ApiError::new(210, error.to_string())),
+    read_body(limits, body).await.map(Some)
+}
+
+/// A whole body, with its share of the room for such.
+async fn read_body<B>(limits: &Limits, mut body: B) -> Result<(Bytes, Share), ApiError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let (begun, mut read, mut share) = (now(), BytesMut::new(), Share::default());
+    // Told at once, before it is sent.
+    if body.size_hint().lower() > MAX_FORM_BYTES as u64 {
+        return Err(too_large());
+    }
+    loop {
+        let left = (begun + form_time(read.len())).saturating_duration_since(now());
+        let Ok(frame) = timeout(left, body.frame()).await else {
+            return Err(ApiError::late(format!(
+                "the form did not arrive in time: {} bytes within {} seconds",
+                read.len(),
+                form_time(read.len()).as_secs()
+            )));
+        };
+        let Some(frame) = frame else { return Ok((read.freeze(), share)) };
+        let frame = frame.map_err(|error| ApiError::new(210, error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let bytes = read.len() + data.len();
+        if bytes > MAX_FORM_BYTES {
+            return Err(too_large());
+        }
+        if !limits.forms.grow(&mut share, bytes) {
+            return Err(ApiError::busy("too many large forms arrive at the same time"));
+        }
+        if read.is_empty() && body.is_end_stream() {
+            return Ok((data, share));
+        }
+        read.extend_from_slice(&data);
     }
 }
 
-/// Polls a watch as the body of an answer: one event, or with `stream` a line for each.
-pub fn poll_watch(watch: &mut Option<Box<Watch>>, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-    let Some(current) = watch else { return Poll::Ready(None) };
-    let event: Option<Arc<Event>> = std::task::ready!(current.poll_next(cx));
-    if event.is_none() || !current.is_stream() {
-        *watch = None;
-    }
-    Poll::Ready(event.map(|event| Frame::data(Bytes::from(v2::event_body(&event, now_ns())))))
+fn too_large() -> ApiError {
+    ApiError::new(210, "http: POST too large")
 }
 
-/// What is known of the length of such a body: nothing.
-pub fn watch_size() -> SizeHint {
-    SizeHint::default()
-}
+#[cfg(test)]
+#[path = "keys_tests.rs"]
+mod tests;

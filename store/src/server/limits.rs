@@ -1,36 +1,219 @@
-//! File descriptors: as many as the system gives, and not all of them for clients.
+//! Every bound on what clients can make a member hold, and for how long; docs/limits.md has them as a table.
+//!
+//! Sizes are bytes. The times are so long that a client on a poor link keeps them, and so short that those who hold
+//! places on purpose lose them before anyone else gives up.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::crowd::Crowd;
+use super::handle::now;
+use super::peers::{Complaints, Say};
 
 /// Connections of clients at one time, if there are descriptors for them.
 const MAX_CLIENTS: usize = 8192;
 /// Descriptors kept for the log, the state, the listeners and the other members.
 const RESERVED: usize = 256;
 
-/// Raises the limit on open files as far as it may be, and returns a place for each connection that clients may
-/// have at one time, on all listeners together. A member that runs out of descriptors could no longer write.
-pub(super) fn client_connections() -> Arc<Semaphore> {
-    let descriptors = match raise() {
-        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
-        Err(error) => {
-            tracing::warn!(%error, "cannot read or raise the limit on open files");
-            1024
-        }
-    };
-    let clients = clients(descriptors);
-    if clients < MAX_CLIENTS {
-        tracing::warn!(
-            descriptors,
-            clients,
-            "few open files are allowed (ulimit -n, LimitNOFILE=): clients are limited"
-        );
-    } else {
-        tracing::info!(descriptors, clients, "limits");
+/// Time for the TLS handshake, from the first packet on.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Time for request line and headers, from their first byte on.
+pub(super) const HEAD: Duration = Duration::from_secs(10);
+/// Time without a request: so long that a client's own limit on idle connections (90 seconds in Go) comes first, and
+/// no request meets a connection that is just being closed.
+pub(super) const IDLE: Duration = Duration::from_secs(300);
+/// Time in which a client must take at least one byte of what waits for it.
+pub(super) const STALL: Duration = Duration::from_secs(20);
+
+/// Bytes of request line and headers: the longest key, each byte escaped, is 12 KiB, and a value may stand in the
+/// query too.
+pub(super) const HEAD_BYTES: usize = 128 << 10;
+/// The largest form, as in etcd.
+pub(super) const MAX_FORM_BYTES: usize = 10 << 20;
+/// What one request may bring or take without asking whether there is room for it.
+pub(super) const OWN_BYTES: usize = 16 << 10;
+/// Bytes of larger forms at one time, while they arrive.
+const MAX_FORMS_BYTES: usize = 256 << 20;
+/// Bytes of larger answers and events at one time, until they are sent. One that is larger goes alone.
+const MAX_ANSWERS_BYTES: usize = 256 << 20;
+/// Unit of the two above.
+const ROOM_UNIT: usize = 4 << 10;
+
+/// Streams on one HTTP/2 connection, as Go's server and thus etcd allows.
+pub(super) const MAX_STREAMS: u32 = 250;
+/// Bytes that an HTTP/2 client may send before we have read them: for a stream, and for all of a connection.
+pub(super) const WINDOW_BYTES: (u32, u32) = (64 << 10, 128 << 10);
+/// Streams that an HTTP/2 client may open and reset before we have looked at them; more ends the connection.
+pub(super) const MAX_PENDING_RESETS: usize = 20;
+
+/// Events that may wait for one watcher; one that is further behind is cut off, as in etcd.
+pub(super) const WATCHER_BACKLOG: usize = 100;
+/// And their bytes, unless it is only one event.
+pub(super) const WATCHER_BACKLOG_BYTES: usize = 4 << 20;
+
+/// Requests waiting for consensus at one time; more are refused.
+pub(super) const MAX_WAITING: usize = 16 * 1024;
+/// Bytes of commands on the way to the log, whether somebody still waits for them or not; more are refused.
+pub(super) const MAX_WAITING_BYTES: usize = 256 << 20;
+
+/// When the kernel asks a silent client's host whether it is still there, how often, and how many times in vain.
+pub(super) const PROBES: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
+/// Time in which a client's host must acknowledge what was sent.
+pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// Time for a form of which so many bytes have come: a grace, and then at least 64 KiB a second.
+pub(super) const fn form_time(bytes: usize) -> Duration {
+    allowance(10, 64 << 10, bytes)
+}
+
+/// Time to take an answer of that length: as long as a silent reader has, and then at least 256 KiB a second.
+pub(super) const fn answer_time(bytes: usize) -> Duration {
+    allowance(STALL.as_secs(), 256 << 10, bytes)
+}
+
+const fn allowance(grace_s: u64, bytes_a_second: u64, bytes: usize) -> Duration {
+    Duration::from_secs(grace_s + bytes as u64 / bytes_a_second)
+}
+
+/// Bytes that many may hold together.
+#[derive(Debug)]
+pub(super) struct Room {
+    units: Arc<Semaphore>,
+    limit: usize,
+}
+
+/// A part of a [`Room`], given back when dropped.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    units: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+}
+
+impl Share {
+    /// Whether it takes nothing from the room.
+    pub(super) fn is_none(&self) -> bool {
+        self.units.is_none()
     }
-    Arc::new(Semaphore::new(clients))
+
+    /// The bytes it was made for.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Room {
+    fn new(bytes: usize) -> Room {
+        let limit = bytes / ROOM_UNIT;
+        Room { units: Arc::new(Semaphore::new(limit)), limit }
+    }
+
+    /// Units for so many bytes: none for what everyone may have, all for what is larger than the room.
+    fn units(&self, bytes: usize) -> u32 {
+        if bytes <= OWN_BYTES {
+            return 0;
+        }
+        u32::try_from(bytes.div_ceil(ROOM_UNIT).min(self.limit)).unwrap_or(u32::MAX)
+    }
+
+    /// Makes it one of `bytes`, if there is room for that now.
+    pub(super) fn grow(&self, share: &mut Share, bytes: usize) -> bool {
+        let more = self.units(bytes).saturating_sub(self.units(share.bytes));
+        if more > 0 {
+            let Ok(units) = Arc::clone(&self.units).try_acquire_many_owned(more) else { return false };
+            match &mut share.units {
+                Some(held) => held.merge(units),
+                none => *none = Some(units),
+            }
+        }
+        share.bytes = bytes;
+        true
+    }
+
+    /// A share of `bytes`, as soon as there is room for it.
+    pub(super) async fn share(&self, bytes: usize) -> Share {
+        let units = match self.units(bytes) {
+            0 => None,
+            // The room is never closed, so this does not fail.
+            units => Arc::clone(&self.units).acquire_many_owned(units).await.ok(),
+        };
+        Share { units, bytes }
+    }
+}
+
+/// The bounds that depend on this process, and what is in use of them.
+#[derive(Debug)]
+pub struct Limits {
+    /// Places for connections.
+    pub(super) crowd: Arc<Crowd>,
+    /// Requests under way, on all streams of all connections.
+    pub(super) requests: Arc<Semaphore>,
+    /// Watches.
+    pub(super) watches: Arc<Semaphore>,
+    /// How many watches there may be.
+    pub(super) max_watches: usize,
+    /// Forms that arrive.
+    pub(super) forms: Room,
+    /// Answers that leave.
+    pub(super) answers: Arc<Room>,
+    complaints: Mutex<Complaints<IpAddr>>,
+}
+
+impl Limits {
+    /// Raises the limit on open files as far as it may be and divides what it gives. A member that runs out of
+    /// descriptors could no longer write, so clients do not get all of them.
+    pub fn of_this_process() -> Limits {
+        let descriptors = match raise() {
+            Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read or raise the limit on open files");
+                1024
+            }
+        };
+        let limits = Limits::new(clients(descriptors));
+        let (clients, watches) = (limits.crowd.places(), limits.max_watches);
+        if clients < MAX_CLIENTS {
+            tracing::warn!(
+                descriptors,
+                clients,
+                watches,
+                "few open files are allowed (ulimit -n, LimitNOFILE=): clients are limited"
+            );
+        } else {
+            tracing::info!(descriptors, clients, watches, "limits");
+        }
+        limits
+    }
+
+    /// For so many connections.
+    pub(super) fn new(clients: usize) -> Limits {
+        let max_watches = watches(clients);
+        Limits {
+            crowd: Crowd::new(clients),
+            requests: Arc::new(Semaphore::new(2 * clients)),
+            watches: Arc::new(Semaphore::new(max_watches)),
+            max_watches,
+            forms: Room::new(MAX_FORMS_BYTES),
+            answers: Arc::new(Room::new(MAX_ANSWERS_BYTES)),
+            complaints: Mutex::new(Complaints::new()),
+        }
+    }
+
+    /// Tells the log that a client met a limit, once and then now and again.
+    pub(super) fn tell(&self, from: SocketAddr, why: &str) {
+        self.tell_of(from, "a client met a limit", why);
+    }
+
+    /// Tells the log what a client did, once for each address and cause and then now and again.
+    pub(super) fn tell_of(&self, from: SocketAddr, what: &str, why: &str) {
+        let about = from.ip().to_canonical();
+        let Some(Say { held_back }) = self.complaints.lock().admit(now(), &about, why) else { return };
+        tracing::warn!(%from, error = why, held_back, "{what}");
+    }
 }
 
 /// Sets the soft limit to the hard one and returns it.
@@ -47,7 +230,13 @@ fn clients(descriptors: usize) -> usize {
     descriptors.saturating_sub(RESERVED).clamp(16, MAX_CLIENTS)
 }
 
+/// Watches among so many connections: they stay for ever, so that some places must be left for requests.
+fn watches(clients: usize) -> usize {
+    clients / 4 * 3
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -57,5 +246,54 @@ mod tests {
         assert_eq!(clients(usize::MAX), MAX_CLIENTS);
         assert_eq!(clients(MAX_CLIENTS + RESERVED), MAX_CLIENTS);
         assert_eq!(clients(100), 16);
+    }
+
+    #[test]
+    fn watches_leave_places_for_requests() {
+        assert_eq!(watches(16), 12);
+        assert_eq!(watches(MAX_CLIENTS), 6144);
+    }
+
+    #[test]
+    fn small_ones_need_no_room() {
+        let room = Room::new(64 << 10);
+        let mut large = Share::default();
+        assert!(room.grow(&mut large, 64 << 10));
+        let mut small = Share::default();
+        assert!(room.grow(&mut small, OWN_BYTES));
+        assert!(!room.grow(&mut small, OWN_BYTES + 1), "the room is taken");
+        drop(large);
+        assert!(room.grow(&mut small, OWN_BYTES + 1));
+    }
+
+    #[test]
+    fn a_share_grows_by_the_difference_and_is_given_back_whole() {
+        let room = Room::new(64 << 10);
+        let mut share = Share::default();
+        for kib in 1..=64 {
+            assert!(room.grow(&mut share, kib << 10));
+        }
+        assert_eq!(room.units.available_permits(), 0);
+        assert!(room.grow(&mut share, 1 << 30), "more than the room is the room");
+        drop(share);
+        assert_eq!(room.units.available_permits(), 16);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_room_goes_alone() {
+        let room = Room::new(64 << 10);
+        let whole = room.share(1 << 30).await;
+        let mut other = Share::default();
+        assert!(!room.grow(&mut other, 32 << 10));
+        drop(whole);
+        assert!(room.grow(&mut other, 32 << 10));
+    }
+
+    #[test]
+    fn time_goes_with_the_length() {
+        assert_eq!(form_time(0), Duration::from_secs(10));
+        assert_eq!(form_time(MAX_FORM_BYTES), Duration::from_secs(170));
+        assert_eq!(answer_time(1), STALL);
+        assert_eq!(answer_time(100 << 20), Duration::from_secs(420));
     }
 }

@@ -12,16 +12,19 @@
 //! |---|---|
 //! | [`run`] | start, in order, and stop |
 //! | `disk` | the data directory, opened or made |
-//! | `limits` | file descriptors |
+//! | `limits`, `pulse`, `crowd` | bounds on what clients hold; how long they may take; who makes room (pure) |
+//! | `conn`, `served` | one client connection; an answer until it is sent |
 //! | [`driver`] | the raft thread: one loop around [`crate::node::Core`] |
 //! | [`apply`] | the apply thread: committed entries to the machine, answers to those who wait |
 //! | [`image`] | the image thread: changes to disk, checkpoints before the log is compacted |
 //! | [`handle`] | what HTTP asks for: propose, read, watch |
 //! | [`peers`] | links to the other members |
 //! | [`tls`] | certificates, and what is wrong with them in words |
-//! | [`http`], [`keys`], [`stats`] | the API |
+//! | [`http`], [`keys`], [`watching`], [`stats`] | the API |
 
 pub mod apply;
+mod conn;
+mod crowd;
 mod disk;
 pub mod driver;
 pub mod handle;
@@ -30,6 +33,9 @@ pub mod image;
 pub mod keys;
 mod limits;
 pub mod peers;
+mod pulse;
 pub mod run;
+mod served;
 pub mod stats;
 pub mod tls;
+pub mod watching;

@@ -35,6 +35,7 @@ mod tests;
 use std::time::Duration;
 
 pub use accept::{Acceptor, accept};
+pub(super) use complaints::{Complaints, Say};
 pub use dial::{Dialler, PeerLink};
 pub use fresh::{AlreadyBootstrapped, until_welcome};
 pub use link::{Peers, insist};

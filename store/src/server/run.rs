@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::apply::{Applier, TASK_QUEUE};
 use super::disk::{self, Opened};
@@ -23,7 +23,7 @@ use super::driver::{Driver, INPUT_QUEUE, Input};
 use super::handle::{Handle, Shared};
 use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
-use super::limits;
+use super::limits::Limits;
 use super::peers::{self, Acceptor, Dialler, PeerLink, Peers, Spool};
 use super::stats::PeerStats;
 use super::tls;
@@ -61,7 +61,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let peer_client_tls = tls::client_config(&config.peer_tls)?;
     let peer_listeners = bind(&config.listen_peer, "listen-peer-urls").await?;
     let client_listeners = bind(&config.listen_client, "listen-client-urls").await?;
-    let slots = limits::client_connections();
+    let limits = Arc::new(Limits::of_this_process());
     let mut signals = Signals::new()?;
     let Opened { identity, machine, mut log, state, fresh, _lock } = disk::open(&config)?;
     let members: Vec<Member> = machine.membership.members().cloned().collect();
@@ -101,13 +101,13 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let peers = Peers::start(links, dialler, inputs.clone(), runtime());
     let (threads, mut failures) =
         start_threads(&config, Disk { log, state, identity }, &shared, peers, (inputs.clone(), input_queue))?;
-    let handle = Handle::new(Arc::clone(&shared), inputs.clone(), rand::random(), config.election);
+    let handle = Handle::new(Arc::clone(&shared), inputs.clone(), limits, rand::random(), config.election);
     let (stop_serving, stop) = watch::channel(false);
     let serving = serve_when_published(
         &config,
         handle.clone(),
         peer_stats,
-        (client_listeners, slots),
+        client_listeners,
         client_tls,
         stop,
     );
@@ -312,7 +312,7 @@ async fn serve_when_published(
     config: &Config,
     handle: Handle,
     peers: Arc<BTreeMap<u64, Arc<PeerStats>>>,
-    (listeners, slots): (Vec<(TcpListener, Url)>, Arc<Semaphore>),
+    listeners: Vec<(TcpListener, Url)>,
     tls: Option<Arc<rustls::ServerConfig>>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -336,7 +336,7 @@ async fn serve_when_published(
             tracing::warn!(%url, "serving insecure client requests, this is strongly discouraged!");
         }
         let tls = if is_https(&url) { tls.clone() } else { None };
-        tokio::spawn(http::serve(listener, tls, Arc::clone(&api), Arc::clone(&slots), stop.clone()));
+        tokio::spawn(http::serve(listener, tls, Arc::clone(&api), stop.clone()));
     }
     tracing::info!("ready to serve client requests");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

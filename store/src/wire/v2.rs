@@ -49,6 +49,21 @@ pub fn get_body(node: &NodeView, now_ns: i64) -> String {
     out
 }
 
+/// The most that a node takes beside its strings and children: names of fields, numbers, a time.
+const NODE_BYTES: usize = 200;
+
+/// What [`get_body`] makes of a node, in bytes: never more, and less only by numbers that are short.
+pub fn get_size(node: &NodeView) -> usize {
+    let value = node.value.as_deref().map_or(0, json::string_len);
+    let nodes: usize = node.nodes.iter().map(get_size).sum();
+    NODE_BYTES + json::string_len(&node.path) + value + nodes
+}
+
+/// The same for [`event_body`].
+pub fn event_size(event: &Event) -> usize {
+    get_size(&event.node) + event.prev.as_ref().map_or(0, get_size)
+}
+
 fn write_node(out: &mut String, node: &NodeView, now_ns: i64) {
     out.push('{');
     let start = out.len();
@@ -125,12 +140,33 @@ pub struct ApiError {
     pub cause: String,
     /// The tree's index; 0 for requests that never reached it.
     pub index: u64,
+    /// The HTTP status, where it is not the one that goes with the code.
+    http: Option<u16>,
 }
+
+/// etcd's words for a member with too much to do.
+pub const TOO_MANY_REQUESTS: &str = "etcdserver: too many requests";
 
 impl ApiError {
     /// An error from before the tree.
     pub fn new(code: u32, cause: impl Into<String>) -> ApiError {
-        ApiError { code, cause: cause.into(), index: 0 }
+        ApiError { code, cause: cause.into(), index: 0, http: None }
+    }
+
+    /// A limit of this member that etcd does not have: status 503, at which clients turn to another member, with
+    /// etcd's words for too much to do before `what`.
+    pub fn busy(what: impl std::fmt::Display) -> ApiError {
+        ApiError { http: Some(503), ..ApiError::raft(format!("{TOO_MANY_REQUESTS}: {what}")) }
+    }
+
+    /// A form that does not come in time: status 408.
+    pub fn late(cause: impl Into<String>) -> ApiError {
+        ApiError { http: Some(408), ..ApiError::new(210, cause) }
+    }
+
+    /// Whether the client met a limit, which the operator may want to know.
+    pub fn is_limit(&self) -> bool {
+        self.http.is_some() || (self.code == 300 && self.cause == TOO_MANY_REQUESTS)
     }
 
     /// Code 300: consensus did not answer.
@@ -138,8 +174,11 @@ impl ApiError {
         ApiError::new(300, cause)
     }
 
-    /// The HTTP status that goes with the code.
+    /// The HTTP status: as a rule the one that goes with the code.
     pub const fn status(&self) -> u16 {
+        if let Some(status) = self.http {
+            return status;
+        }
         match self.code {
             100 => 404,
             101 | 105 => 412,
@@ -191,7 +230,7 @@ impl From<TreeError> for ApiError {
     fn from(error: TreeError) -> ApiError {
         let is_path = !matches!(error.code, Code::CompareFailed | Code::EventCleared | Code::KeyTooLong);
         let cause = if is_path { user_path(&error.cause).to_owned() } else { error.cause };
-        ApiError { code: error.code.number(), cause, index: error.index }
+        ApiError { code: error.code.number(), cause, index: error.index, http: None }
     }
 }
 
@@ -213,6 +252,34 @@ mod tests {
     }
 
     #[test]
+    fn the_size_of_a_body_is_known_before_it_is_made() {
+        let mut dir = view("/1/<d>", None);
+        dir.dir = true;
+        let mut mortal = view("/1/<d>/\u{1}", Some("<<<<\n"));
+        (mortal.expires_ns, mortal.modified, mortal.created) = (Some(i64::MAX), u64::MAX, u64::MAX);
+        dir.nodes = vec![mortal.clone(); 100];
+        let made = get_body(&dir, i64::MIN).len();
+        let known = get_size(&dir);
+        assert!((made..made + 101 * NODE_BYTES).contains(&known), "{known} for {made}");
+        let event = Event { action: Action::CompareAndDelete, node: mortal, prev: Some(dir), refresh: false };
+        assert!(event_size(&event) >= event_body(&event, i64::MIN).len());
+    }
+
+    #[test]
+    fn a_limit_is_told_apart_and_has_etcds_words() {
+        let busy = ApiError::busy("12 watches are the most");
+        assert_eq!(busy.status(), 503);
+        assert_eq!(
+            busy.body(),
+            "{\"errorCode\":300,\"message\":\"Raft Internal Error\",\"cause\":\"etcdserver: too many requests: 12 \
+             watches are the most\",\"index\":0}\n"
+        );
+        assert_eq!(ApiError::late("slow").status(), 408);
+        assert!(busy.is_limit() && ApiError::raft(TOO_MANY_REQUESTS).is_limit());
+        assert!(!ApiError::raft("etcdserver: request timed out").is_limit());
+    }
+
+    #[test]
     fn bodies_are_etcds() {
         let event = Event { action: Action::Set, node: view("/1/a", Some("1")), prev: None, refresh: false };
         assert_eq!(
@@ -231,7 +298,7 @@ mod tests {
 
     #[test]
     fn errors_carry_cause_and_index() {
-        let error = ApiError { code: 100, cause: "/nokey".into(), index: 5 };
+        let error = ApiError { index: 5, ..ApiError::new(100, "/nokey") };
         assert_eq!(
             error.body(),
             "{\"errorCode\":100,\"message\":\"Key not found\",\"cause\":\"/nokey\",\"index\":5}\n"

@@ -85,6 +85,24 @@ impl Write {
     }
 }
 
+/// Every name that means something.
+const NAMES: [&str; 14] = [
+    "dir",
+    "noValueOnSuccess",
+    "prevExist",
+    "prevIndex",
+    "prevValue",
+    "quorum",
+    "recursive",
+    "refresh",
+    "sorted",
+    "stream",
+    "ttl",
+    "value",
+    "wait",
+    "waitIndex",
+];
+
 /// Names and values of a query or form. The first of a name counts.
 struct Form {
     pairs: Vec<(String, String)>,
@@ -96,7 +114,12 @@ impl Form {
         let mut pairs = Vec::new();
         for part in [body.unwrap_or_default(), query.as_bytes()] {
             check_escapes(part)?;
-            pairs.extend(form_urlencoded::parse(part).into_owned());
+            for (name, value) in form_urlencoded::parse(part) {
+                // A form of nothing but names would otherwise take many times its own size.
+                if NAMES.contains(&&*name) && !pairs.iter().any(|(known, _)| *known == name) {
+                    pairs.push((name.into_owned(), value.into_owned()));
+                }
+            }
         }
         Ok(Form { pairs })
     }

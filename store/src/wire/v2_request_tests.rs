@@ -44,6 +44,15 @@ fn checks_answer_with_etcds_code_and_cause() {
     }
 }
 
+/// Ten mebibytes of names would be hundreds in memory if each were kept.
+#[test]
+fn a_form_is_kept_by_what_means_something() {
+    let form = "x&value=1&value=2&y=z&".repeat(1000);
+    let form = Form::new("value=3&ttl=4", Some(form.as_bytes())).unwrap();
+    assert_eq!(form.pairs.len(), 2);
+    assert_eq!((form.text("value"), form.text("ttl"), form.text("x")), ("1", "4", ""));
+}
+
 #[test]
 fn a_key_that_is_too_deep_is_refused_before_it_is_replicated() {
     let key = "/a".repeat(6000);

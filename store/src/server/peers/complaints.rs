@@ -12,15 +12,15 @@ const MAX_KEPT: usize = 256;
 
 /// Complaints about others, by who it is about (`K`) and what.
 #[derive(Debug)]
-pub(super) struct Complaints<K> {
+pub(in crate::server) struct Complaints<K> {
     told: BTreeMap<(K, String), Told>,
 }
 
 /// Leave to say something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Say {
+pub(in crate::server) struct Say {
     /// How often it was held back since it was said last, if it was said before.
-    pub(super) held_back: Option<u64>,
+    pub(in crate::server) held_back: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -31,12 +31,12 @@ struct Told {
 
 impl<K: Ord + Clone> Complaints<K> {
     /// None yet.
-    pub(super) fn new() -> Complaints<K> {
+    pub(in crate::server) fn new() -> Complaints<K> {
         Complaints { told: BTreeMap::new() }
     }
 
     /// Whether to say it now.
-    pub(super) fn admit(&mut self, now: Instant, about: &K, why: &str) -> Option<Say> {
+    pub(in crate::server) fn admit(&mut self, now: Instant, about: &K, why: &str) -> Option<Say> {
         let key = (about.clone(), why.to_owned());
         if let Some(told) = self.told.get_mut(&key) {
             if now.saturating_duration_since(told.at) < REMINDER {
