@@ -72,6 +72,22 @@ pub(super) fn response((endpoint, answer): (&Endpoint, Answer)) -> Result<Respon
     })
 }
 
+impl Response {
+    /// What [`Client`](super::Client) makes of an answer about keys that came from `endpoint`, a URL: for answers that
+    /// were recorded, and for those that a fuzzer makes up.
+    ///
+    /// # Errors
+    /// What the client's own calls would give.
+    pub fn from_http(
+        endpoint: &str,
+        status: u16,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Self, ClientError> {
+        response((&Endpoint::parse(endpoint)?, Answer { status, headers, body: body.into() }))
+    }
+}
+
 pub(super) fn decode<T: DeserializeOwned>(
     endpoint: &Endpoint,
     answer: &Answer,

@@ -10,12 +10,14 @@
 //! 4. committed entries and confirmed reads are handed on.
 
 mod logger;
+mod refuse;
 mod storage;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
+use refuse::Stand;
 use storage::RaftStorage;
 pub use storage::SnapshotRequest;
 
@@ -172,31 +174,17 @@ impl<L: LogStore> Core<L> {
         }
     }
 
-    /// What the raft crate would panic on, or take for something else than it is.
     fn wrong_with(&self, message: &Message) -> Option<&'static str> {
-        let asks = matches!(message.get_msg_type(), MessageType::MsgPropose | MessageType::MsgReadIndex);
-        if asks && message.entries.is_empty() {
-            return Some("it proposes or asks nothing");
-        }
-        if message.entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal) {
-            return Some("it changes the members, which no version of this store does yet");
-        }
-        if message.get_msg_type() == MessageType::MsgAppend {
-            let mut index = message.index;
-            let follows = message.entries.iter().all(|entry| {
-                index += 1;
-                entry.index == index
-            });
-            // The crate takes an entry that it does not have for one of term 0, and so an append after it for right.
-            if !follows || (message.log_term == 0 && message.index > 0) {
-                return Some("it appends entries that do not follow each other or on an entry of no term");
-            }
-        }
-        let beyond =
-            message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > self.log().last_index();
-        beyond.then_some(
-            "it commits entries that this member does not have: its raft log has been lost or belongs to another member",
-        )
+        let raft = &self.raw.raft;
+        let stand = Stand {
+            term: raft.term,
+            leads: raft.state == StateRole::Leader,
+            committed: raft.raft_log.committed,
+            last_index: raft.raft_log.last_index(),
+            voters: self.raw.store().voters(),
+            term_of: &|index| raft.raft_log.term(index).unwrap_or(0),
+        };
+        refuse::wrong_with(message, &stand)
     }
 
     /// Proposes entries, all in one message; a follower passes it on to the leader.
@@ -350,7 +338,9 @@ impl<L: LogStore> Core<L> {
     }
 
     fn send(&self, shell: &mut impl Shell, mut messages: Vec<Message>) {
-        messages.iter_mut().for_each(|message| self.mend_append(message));
+        for message in &mut messages {
+            self.mend_append(message);
+        }
         if !messages.is_empty() {
             shell.send(messages);
         }

@@ -72,6 +72,11 @@ impl<L: LogStore> RaftStorage<L> {
         }
     }
 
+    /// The members.
+    pub(super) fn voters(&self) -> &[u64] {
+        &self.conf_state.voters
+    }
+
     /// Starts the log anew after a snapshot from the leader.
     pub(super) fn install(
         &mut self,
