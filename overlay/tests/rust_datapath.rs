@@ -367,6 +367,25 @@ fn a_sender_whose_packets_are_too_long_is_told_and_believes_it() {
 }
 
 #[test]
+fn what_the_devices_full_queue_dropped_is_counted() {
+    in_own_namespace(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let dropped = |vxlan: &Carrier| report(vxlan).engine.unwrap().total.drops["queue_full"];
+        let vxlan = running(DatapathChoice::Rust, dir.path(), 2).await;
+        assert_eq!(dropped(&vxlan), 0);
+        // A TAP without a queue takes nothing.
+        sh("ip link set flannel.1 txqueuelen 0");
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        (0..100).for_each(|_| assert!(socket.send_to(b"x", "10.32.1.9:9").is_ok()));
+        let (first, second) = (dropped(&vxlan), dropped(&vxlan));
+        assert!(first == 100 && second == 100, "{first}, {second}");
+        drop(vxlan);
+        let vxlan = running(DatapathChoice::Rust, dir.path(), 2).await;
+        assert_eq!(dropped(&vxlan), 0, "that was before");
+    });
+}
+
+#[test]
 fn workers_stay_on_the_cpus_given() {
     in_own_namespace(|| async {
         let dir = tempfile::tempdir().unwrap();

@@ -82,6 +82,10 @@ drops! {
     /// Datagrams came faster than the worker took them, and the receiving socket's buffer ran full. One stands for a
     /// whole run where the kernel had glued datagrams together. The machine, or the one worker, is the bottleneck.
     ReceiveFull = "receive_full", "datagrams arrive faster than they are carried: more -datapath-queues, or a faster CPU";
+    /// The host gave packets to the TAP faster than the worker read them, and the device's queue (`txqueuelen`) ran full.
+    /// The kernel counts these, for the device as a whole, so they are in the total only, and no peer's. The machine, or
+    /// the one worker, is the bottleneck.
+    QueueFull = "queue_full", "packets leave faster than they are carried: more -datapath-queues, or a faster CPU";
     /// The TAP's queue was full. The host's stack does not keep up with what arrives.
     TapFull = "tap_full", "the host's network stack is overloaded: look at softirq time";
     /// The TAP refused a frame: the device is down (`EIO`), or the kernel found the frame or its offload header

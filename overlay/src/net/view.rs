@@ -5,13 +5,14 @@
     reason = "a shell: it reads the clock to say for how long it has counted"
 )]
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::config::DatapathOptions;
 use crate::datapath::capture::Capture;
-use crate::datapath::counters::Snapshot;
+use crate::datapath::counters::{Drop, Snapshot};
 use crate::datapath::engine::Engine;
 use crate::datapath::status::{self, Feature, Kind, Report, Source};
 use crate::datapath::table::{Shared, Table};
@@ -74,6 +75,25 @@ struct Workers {
     engine: Option<Engine>,
     features: Vec<Feature>,
     past: Vec<Snapshot>,
+    unread: Unread,
+}
+
+/// Packets that the device dropped because nobody had read those before them in time.
+#[derive(Default)]
+struct Unread {
+    /// All that there were since the start.
+    sum: u64,
+    /// What the kernel's counter stood at.
+    last: u64,
+}
+
+impl Unread {
+    /// Takes in what the counter stands at now. It begins anew with a device that is made anew.
+    fn update(&mut self, now: u64) -> u64 {
+        self.sum += now.checked_sub(self.last).unwrap_or(now);
+        self.last = now;
+        self.sum
+    }
 }
 
 impl Workers {
@@ -91,6 +111,8 @@ impl Workers {
 impl RustView {
     /// Without an engine, and with an empty table.
     pub(super) fn new(view: View, options: &DatapathOptions) -> Self {
+        // Of a device that was there before, what it has dropped until now is not ours.
+        let unread = Unread { sum: 0, last: unread(&view.report().device).unwrap_or(0) };
         Self {
             view,
             table: Arc::new(Shared::new(Table::from_entries([]))),
@@ -102,7 +124,7 @@ impl RustView {
                 source_check: options.source_check,
             },
             since: Instant::now(),
-            workers: Mutex::default(),
+            workers: Mutex::new(Workers { unread, ..Workers::default() }),
         }
     }
 
@@ -127,9 +149,12 @@ impl RustView {
 
 impl Source for RustView {
     fn report(&self) -> Report {
-        let (features, counted) = {
-            let workers = lock(&self.workers);
-            (workers.features.clone(), workers.counted())
+        let view = self.view.report();
+        let (features, counted, unread) = {
+            let mut workers = lock(&self.workers);
+            let last = workers.unread.last;
+            let unread = workers.unread.update(unread(&view.device).unwrap_or(last));
+            (workers.features.clone(), workers.counted(), unread)
         };
         let engine = status::Engine {
             running: self.is_running(),
@@ -139,8 +164,8 @@ impl Source for RustView {
             features,
             ..status::Engine::default()
         };
-        let engine = engine.with_workers(counted).with_peers(&self.table.current());
-        Report { engine: Some(engine), ..self.view.report() }
+        let engine = engine.with_workers(counted).with_dropped(Drop::QueueFull, unread);
+        Report { engine: Some(engine.with_peers(&self.table.current())), ..view }
     }
 
     fn capture(&self) -> Option<Arc<Capture>> {
@@ -148,7 +173,42 @@ impl Source for RustView {
     }
 }
 
+/// What the kernel's counter of a device in this thread's network namespace stands at; `None` if there is none.
+fn unread(device: &str) -> Option<u64> {
+    dropped_by(&fs::read_to_string("/proc/thread-self/net/dev").ok()?, device)
+}
+
+/// `name: 8 numbers for what came in, then bytes packets errs drop ...` for what went out.
+fn dropped_by(table: &str, device: &str) -> Option<u64> {
+    let mut rows = table.lines().filter_map(|line| line.split_once(':'));
+    let (_, numbers) = rows.find(|(name, _)| name.trim() == device)?;
+    numbers.split_whitespace().nth(8 + 3)?.parse().ok()
+}
+
 /// Nothing that panics leaves these half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_devices_row_is_found() {
+        let table = "Inter-|   Receive                                                |  Transmit\n \
+             face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n\
+             flannel.10: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n\
+               flannel.1: 1 2 3 4 5 6 7 8 9 10 11 77 13 14 15 16\n";
+        assert_eq!(dropped_by(table, "flannel.1"), Some(77));
+        assert_eq!(dropped_by(table, "flannel"), None);
+        assert_eq!(dropped_by("", "flannel.1"), None);
+    }
+
+    #[test]
+    fn a_device_made_anew_counts_from_zero_and_we_go_on() {
+        let mut unread = Unread { sum: 0, last: 100 };
+        let seen: Vec<u64> = [100, 103, 2, 5].into_iter().map(|now| unread.update(now)).collect();
+        assert_eq!(seen, [0, 3, 5, 8]);
+    }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::capture::Capture;
-use super::counters::{PeerSnapshot, Snapshot};
+use super::counters::{Drop, PeerSnapshot, Snapshot};
 use super::table::{Entry, Table};
 use crate::types::Subnet;
 
@@ -77,7 +77,7 @@ pub struct Engine {
     pub settings: Settings,
     /// What kernel and device can do, as found at start.
     pub features: Vec<Feature>,
-    /// All workers together.
+    /// All workers together, and what was dropped before a worker saw it.
     pub total: Snapshot,
     /// Each worker, in the order of its queue.
     pub workers: Vec<Snapshot>,
@@ -155,6 +155,14 @@ impl Engine {
         self
     }
 
+    /// Adds dropped packets that no worker has seen.
+    #[must_use]
+    pub fn with_dropped(mut self, reason: Drop, packets: u64) -> Self {
+        let sum = self.total.drops.entry(reason.name().to_owned()).or_default();
+        *sum = sum.wrapping_add(packets);
+        self
+    }
+
     /// Puts in the peers of the table.
     #[must_use]
     pub fn with_peers(mut self, table: &Table) -> Self {
@@ -217,7 +225,7 @@ pub(crate) mod doubles {
 mod tests {
     use super::*;
     use crate::datapath::Peer;
-    use crate::datapath::counters::{Counters, Drop, bump};
+    use crate::datapath::counters::{Counters, bump};
 
     #[test]
     fn the_json_is_stable_and_reads_back() {
@@ -238,7 +246,9 @@ mod tests {
         table.entry(0).counters.sent(7, 700);
         let engine = Engine { running: true, ..Engine::default() }
             .with_workers(workers.iter().map(Counters::snapshot).collect())
+            .with_dropped(Drop::QueueFull, 3)
             .with_peers(&table);
+        assert_eq!((engine.total.dropped(Drop::QueueFull), engine.total.dropped_total()), (3, 8));
         assert_eq!((engine.total.encap.frames, engine.total.encap.bytes), (3, 3060));
         assert_eq!((engine.workers.len(), engine.total.dropped(Drop::Flood)), (2, 5));
         let report = Report { datapath: Kind::Rust, engine: Some(engine), ..doubles::kernel() };
