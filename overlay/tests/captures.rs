@@ -104,6 +104,7 @@ fn decapsulated(sent: &[Sent], glued: usize) -> Vec<Vec<u8>> {
     let mut decap = Decap::new(DecapSettings {
         vni: Vni::DEFAULT,
         mtu: Mtu::try_from(MTU).unwrap(),
+        mac: VtepMac::try_from(RECEIVER.0).unwrap(),
         source_check: true,
         udp_super_frames: true,
     });

@@ -134,8 +134,13 @@ fn encapsulation() {
 }
 
 fn decapsulation() {
-    let settings =
-        DecapSettings { vni: Vni::DEFAULT, mtu: mtu(), source_check: true, udp_super_frames: true };
+    let settings = DecapSettings {
+        vni: Vni::DEFAULT,
+        mtu: mtu(),
+        mac: VtepMac::try_from(OURS).unwrap(),
+        source_check: true,
+        udp_super_frames: true,
+    };
     let mut decap = Decap::new(settings);
     let table = table();
     let from = SocketAddr::from((PEER, 5000));

@@ -62,7 +62,7 @@ drops! {
     BadVxlan = "bad_vxlan", "not VXLAN: find who sends to the overlay's UDP port";
     /// VXLAN of another network. Two overlays share the port, or a node has another `VNI` in its network config.
     WrongVni = "wrong_vni", "VXLAN of another VNI: compare the network configs of the nodes";
-    /// The inner source is no peer's VTEP MAC. Usual for moments after a peer joined, before its lease was seen;
+    /// The inner source is no peer's VTEP MAC; without the source check only if it is our own or no host's. Usual for moments after a peer joined, before its lease was seen;
     /// lasting, somebody injects frames, or a node sends whose lease has expired.
     UnknownSource = "unknown_source", "sender has no lease: check the time of its last renewal, or who it is";
     /// The inner source is a peer's, the datagram came from another address than this peer's underlay address. NAT or a

@@ -15,7 +15,7 @@ use super::counters::Drop;
 use super::frame::{Frame, Network, be16, put16};
 use super::pieces::Pieces;
 use super::table::Table;
-use crate::types::{Mtu, Vni};
+use crate::types::{Mtu, Vni, VtepMac};
 use crate::wire::vxlan;
 
 /// A buffer for the longest datagram, glued or not.
@@ -31,6 +31,8 @@ pub struct DecapSettings {
     pub vni: Vni,
     /// The device's MTU.
     pub mtu: Mtu,
+    /// The device's hardware address, which nobody else's frames come from.
+    pub mac: VtepMac,
     /// Whether frames must come from a known VTEP's hardware address and that VTEP's underlay address.
     pub source_check: bool,
     /// Whether the TAP takes UDP super-frames (Linux 6.2 and later).
@@ -170,7 +172,8 @@ impl Decap {
         Ok(())
     }
 
-    /// Which peer sent it; `None` for a stranger where strangers are let in.
+    /// Which peer sent it; `None` for a stranger where strangers are let in. Our own address and what is no host's are
+    /// nobody's even there, as with the kernel's device (`vxlan_set_mac`): such a frame loops, or poisons.
     fn sender_of(
         &mut self,
         table: &Table,
@@ -182,7 +185,9 @@ impl Decap {
             return Ok(Some(peer));
         }
         let Some(peer) = table.by_mac(mac) else {
-            return if self.settings.source_check { Err((Drop::UnknownSource, None)) } else { Ok(None) };
+            let possible = VtepMac::try_from(mac).is_ok_and(|mac| mac != self.settings.mac);
+            let let_in = possible && !self.settings.source_check;
+            return if let_in { Ok(None) } else { Err((Drop::UnknownSource, None)) };
         };
         if self.settings.source_check && table.entry(peer).underlay != from {
             return Err((Drop::SpoofedSource, Some(peer)));

@@ -107,6 +107,7 @@ impl Engine {
             let decap = DecapSettings {
                 vni: settings.vni,
                 mtu: settings.mtu,
+                mac: settings.mac,
                 source_check: settings.source_check,
                 udp_super_frames: settings.udp_super_frames,
             };

@@ -194,7 +194,7 @@ impl Rig {
         let mtu = Mtu::try_from(u64::from(MTU)).unwrap();
         let mac = VtepMac::try_from(OURS).unwrap();
         let encap = EncapSettings { vni: Vni::DEFAULT, mtu, mac, sockets: 4, segments: 64 };
-        let decap = DecapSettings { vni: Vni::DEFAULT, mtu, source_check: true, udp_super_frames: true };
+        let decap = DecapSettings { vni: Vni::DEFAULT, mtu, mac, source_check: true, udp_super_frames: true };
         let common = Common { table: table.clone(), capture: capture.clone(), stop: stop.clone() };
         let ends = (Memory(shore.clone()), Memory(shore.clone()));
         let told = (counters.clone(), wake.clone());

@@ -186,6 +186,7 @@ pub fn decap(mut data: &[u8]) {
     let settings = DecapSettings {
         vni: Vni::DEFAULT,
         mtu: mtu(mtu_index),
+        mac: VtepMac::locally_administered([0xfe; 6]),
         source_check: flags & 1 == 1,
         udp_super_frames: flags & 2 == 2,
     };
