@@ -97,6 +97,25 @@ fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Opens the sockets. A child of another test may still have the port that we had, between fork and exec.
+fn sockets(local: impl Into<IpAddr>, queues: usize) -> Vec<(Receive, Vec<Transmit>)> {
+    let local = local.into();
+    eventually("the port", || {
+        socket::open(local, PORT, queues)
+            .inspect_err(|error| assert!(matches!(error, SocketError::PortTaken { .. }), "{error}"))
+            .ok()
+    })
+}
+
+/// Opens the device, which such a child may still have as well.
+fn device(name: &str, queues: usize) -> (Vec<Tap>, TapOffloads, bool) {
+    eventually("the device", || {
+        tap::open(name, queues)
+            .inspect_err(|error| assert!(matches!(error, TapError::InUse { .. }), "{error}"))
+            .ok()
+    })
+}
+
 /// Bytes that differ from place to place.
 fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
     (0..=250).cycle().map(|n: u8| n ^ seed).take(bytes).collect()
@@ -146,7 +165,7 @@ fn look() -> String {
 #[test]
 fn a_restart_adopts_the_device_with_all_that_hangs_on_it() {
     in_own_namespace(|| {
-        let (taps, offloads, adopted) = tap::open("flannel.1", 1).unwrap();
+        let (taps, offloads, adopted) = device("flannel.1", 1);
         assert_eq!((taps.len(), adopted), (1, false));
         eprintln!("offloads here: {offloads}");
         sh("ip addr add 10.32.5.0/32 dev flannel.1 && ip link set flannel.1 up && \
@@ -158,7 +177,7 @@ fn a_restart_adopts_the_device_with_all_that_hangs_on_it() {
         let before = look();
         drop(taps);
         for queues in [4, 1, 2] {
-            let (taps, again, adopted) = tap::open("flannel.1", queues).unwrap();
+            let (taps, again, adopted) = device("flannel.1", queues);
             assert_eq!((taps.len(), again, adopted), (queues, offloads, true));
             assert_eq!(look(), before);
         }
@@ -168,7 +187,7 @@ fn a_restart_adopts_the_device_with_all_that_hangs_on_it() {
 #[test]
 fn a_device_in_use_and_a_device_of_another_kind_are_named() {
     in_own_namespace(|| {
-        let taps = tap::open("flannel.1", 2).unwrap();
+        let taps = device("flannel.1", 2);
         let error = tap::open("flannel.1", 1).unwrap_err();
         let TapError::InUse { holder: Holder::Process { id, .. }, .. } = &error else { panic!("{error}") };
         assert_eq!(*id, std::process::id());
@@ -188,7 +207,7 @@ fn a_device_in_use_and_a_device_of_another_kind_are_named() {
             assert!(error.to_string().contains(&format!("ip link del {device}")), "{error}");
             // Nothing is held after a failure.
             sh(&format!("ip link del {device}"));
-            let (_, _, adopted) = tap::open(device, 1).unwrap();
+            let (_, _, adopted) = self::device(device, 1);
             assert!(!adopted);
         }
     });
@@ -208,7 +227,7 @@ fn without_the_driver_the_module_is_named() {
 
 /// A device that is up, with 10.32.5.1/24 and a neighbour 10.32.5.9; and a socket bound to port 7000 at it.
 fn device_with_neighbour() -> (Vec<Tap>, TapOffloads, UdpSocket) {
-    let (taps, offloads, _) = tap::open("flannel.1", 1).unwrap();
+    let (taps, offloads, _) = device("flannel.1", 1);
     sh("ip addr add 10.32.5.1/24 dev flannel.1 && ip link set flannel.1 up && \
         ip neigh add 10.32.5.9 lladdr 02:00:00:00:00:09 dev flannel.1 nud permanent");
     let inner = UdpSocket::bind("10.32.5.1:7000").unwrap();
@@ -279,7 +298,7 @@ fn a_device_that_is_down_is_told_from_one_that_is_gone() {
         // Nor is there anything to read, or a reason not to sleep.
         let mut buffer = vec![0; FRAME_BUFFER_BYTES];
         while taps[0].read(&mut buffer).unwrap().is_some() {}
-        let (receive, _) = one(socket::open(LOOPBACK, PORT, 1).unwrap());
+        let (receive, _) = one(sockets(LOOPBACK, 1));
         let (wake, moment) = (EventFd::new().unwrap(), Duration::from_millis(5));
         assert_eq!(wait(&taps[0], &receive, &wake, Some(moment)).unwrap(), Ready::default());
         sh("ip link set flannel.1 up");
@@ -296,7 +315,7 @@ fn a_device_that_is_down_is_told_from_one_that_is_gone() {
 fn a_sleeper_is_woken_by_a_frame_a_datagram_a_call_and_the_end_of_the_device() {
     in_own_namespace(|| {
         let (taps, _, inner) = device_with_neighbour();
-        let (mut receive, mut transmit) = one(socket::open(LOOPBACK, PORT, 1).unwrap());
+        let (mut receive, mut transmit) = one(sockets(LOOPBACK, 1));
         let wake = Arc::new(EventFd::new().unwrap());
         let mut buffer = vec![0; FRAME_BUFFER_BYTES];
         let mut drain = || while taps[0].read(&mut buffer).unwrap().is_some() {};
@@ -371,12 +390,12 @@ fn runs_of_datagrams_cross_loopback_and_a_veth_with_their_ecn_bits_in_both_famil
         let a0: [IpAddr; 2] = ["10.99.0.2".parse().unwrap(), "fd99::2".parse().unwrap()];
         let b0: [IpAddr; 2] = ["10.99.0.3".parse().unwrap(), "fd99::3".parse().unwrap()];
         for (here, peer) in a0.into_iter().zip(b0) {
-            let (mut receive, mut transmit) = one(socket::open(here, PORT, 1).unwrap());
+            let (mut receive, mut transmit) = one(sockets(here, 1));
             assert!(receive.coalescing() && transmit.iter().all(Transmit::segmentation));
             assert_eq!(receive.queue_bytes(), 8 << 20);
             let seen = exchange(here, &mut transmit[0], &mut receive);
             assert!(seen.iter().any(|d| d.run), "loopback hands over runs");
-            let (mut far, _) = one(there.enter(|| socket::open(peer, PORT, 1)).unwrap());
+            let (mut far, _) = one(there.enter(|| sockets(peer, 1)));
             exchange(peer, &mut transmit[1], &mut far);
             assert_eq!(far.overflows(), 0);
         }
@@ -386,12 +405,12 @@ fn runs_of_datagrams_cross_loopback_and_a_veth_with_their_ecn_bits_in_both_famil
 #[test]
 fn the_sending_sockets_have_a_port_each() {
     in_own_namespace(|| {
-        let sockets = socket::open(LOOPBACK, PORT, 3).unwrap();
+        let opened = sockets(LOOPBACK, 3);
         let ports: BTreeSet<u16> =
-            sockets.iter().flat_map(|(_, t)| t).map(|t| t.local_addr().unwrap().port()).collect();
-        assert_eq!((sockets.len(), ports.len()), (3, 3 * SENDERS));
+            opened.iter().flat_map(|(_, t)| t).map(|t| t.local_addr().unwrap().port()).collect();
+        assert_eq!((opened.len(), ports.len()), (3, 3 * SENDERS));
         assert!(!ports.contains(&PORT));
-        for (receive, _) in &sockets {
+        for (receive, _) in &opened {
             assert_eq!(receive.local_addr().unwrap(), "0.0.0.0:8472".parse().unwrap());
         }
     });
@@ -400,18 +419,18 @@ fn the_sending_sockets_have_a_port_each() {
 #[test]
 fn a_flow_stays_on_one_of_several_receiving_sockets() {
     in_own_namespace(|| {
-        let mut sockets = socket::open(LOOPBACK, PORT, 4).unwrap();
+        let mut opened = sockets(LOOPBACK, 4);
         let parts = [IoSlice::new(b"frame")];
         let message = Message { to: (LOOPBACK, PORT).into(), parts: &parts, segment: None, ecn: 0 };
         for _ in 0..5 {
-            for transmit in sockets.iter_mut().flat_map(|(_, transmit)| transmit) {
+            for transmit in opened.iter_mut().flat_map(|(_, transmit)| transmit) {
                 assert!(matches!(transmit.send(&[message]), (1, None)));
             }
         }
         // On loopback everything has arrived when the sender is done.
         let mut buffers: Vec<Box<[u8]>> = (0..64).map(|_| vec![0; DATAGRAM_BUFFER_BYTES].into()).collect();
         let mut flows: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
-        for (number, (receive, _)) in sockets.iter_mut().enumerate() {
+        for (number, (receive, _)) in opened.iter_mut().enumerate() {
             let mut out = Vec::new();
             while receive.receive(&mut buffers, &mut out).unwrap() > 0 {
                 for datagram in &out {
@@ -431,8 +450,8 @@ fn what_the_kernel_does_not_cut_is_sent_plain_and_fragmented() {
     in_own_namespace(|| {
         let there = There::new(1300);
         let local: IpAddr = "10.99.0.2".parse().unwrap();
-        let mut transmit = one(socket::open(local, PORT, 1).unwrap()).1.remove(0);
-        let mut far = one(there.enter(|| socket::open([10, 99, 0, 3], PORT, 1)).unwrap()).0;
+        let mut transmit = one(sockets(local, 1)).1.remove(0);
+        let mut far = one(there.enter(|| sockets([10, 99, 0, 3], 1))).0;
         let payload = pattern(1400 * 4 + 1, 9);
         let (to, small) = ("10.99.0.3:8472".parse().unwrap(), [0; 50]);
         let fits = Message { to, parts: &[IoSlice::new(&small)], segment: None, ecn: 0 };
@@ -452,7 +471,7 @@ fn what_the_kernel_does_not_cut_is_sent_plain_and_fragmented() {
 #[test]
 fn what_cannot_be_sent_at_all_is_said() {
     in_own_namespace(|| {
-        let mut transmit = one(socket::open(LOOPBACK, PORT, 1).unwrap()).1.remove(0);
+        let mut transmit = one(sockets(LOOPBACK, 1)).1.remove(0);
         let parts = [IoSlice::new(b"x")];
         let lost = Message { to: "192.0.2.1:8472".parse().unwrap(), parts: &parts, segment: None, ecn: 0 };
         let (taken, error) = transmit.send(&[lost]);
@@ -472,7 +491,7 @@ fn a_full_queue_on_the_way_out_is_told_from_other_refusals() {
         let _there = There::new(1500);
         // A link that passes 8 kbit/s from a queue far larger than the socket's share of memory.
         sh("tc qdisc add dev a0 root tbf rate 8kbit burst 2000 limit 100000000");
-        let mut transmit = one(socket::open([10, 99, 0, 2], PORT, 1).unwrap()).1.remove(0);
+        let mut transmit = one(sockets([10, 99, 0, 2], 1)).1.remove(0);
         let payload = pattern(60_000, 0);
         let parts = [IoSlice::new(&payload)];
         let to = "10.99.0.3:8472".parse().unwrap();
@@ -494,7 +513,7 @@ fn a_port_that_is_taken_is_named_with_its_holder() {
             };
             assert_eq!(*id, std::process::id());
             drop(other);
-            let ours = socket::open(LOOPBACK, PORT, queues).unwrap();
+            let ours = sockets(LOOPBACK, queues);
             let error = socket::open(LOOPBACK, PORT, 2).unwrap_err();
             assert!(matches!(error, SocketError::PortTaken { .. }), "{error}");
             drop(ours);
@@ -513,12 +532,12 @@ fn a_port_that_is_taken_is_named_with_its_holder() {
 
 /// Opens everything for the data path and tests it; `prepare` is done when all is set up.
 fn self_test(queues: usize, local: &str, prepare: &str) -> Report {
-    let (taps, offloads, _) = tap::open("flannel.1", queues).unwrap();
+    let (taps, offloads, _) = device("flannel.1", queues);
     eprintln!("offloads: {offloads}");
-    let sockets = socket::open(local.parse::<IpAddr>().unwrap(), PORT, queues).unwrap();
+    let opened = sockets(local.parse::<IpAddr>().unwrap(), queues);
     let mut queues: Vec<Queue> = taps
         .into_iter()
-        .zip(sockets)
+        .zip(opened)
         .map(|(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } })
         .collect();
     sh("ip addr add 10.32.5.0/32 dev flannel.1 && ip link set flannel.1 up");

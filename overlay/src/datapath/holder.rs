@@ -2,13 +2,6 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
-use std::thread;
-use std::time::Duration;
-
-/// How often, and how long apart, an address in use is tried for again.
-const TRIES: u32 = 25;
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Who has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,18 +30,6 @@ impl fmt::Display for Holder {
             Self::Unknown => f.write_str("somebody else"),
         }
     }
-}
-
-/// Binds a socket; tries again for 250 ms while the address is in use. A predecessor that is just ending has it a moment
-/// longer, and so has a child of it (or of ours) between fork and exec.
-pub(super) fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 0..TRIES {
-        match bind() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => thread::sleep(PAUSE),
-            result => return result,
-        }
-    }
-    bind()
 }
 
 /// Who has a UDP port in this thread's network namespace, on any address.
@@ -119,21 +100,6 @@ mod tests {
         assert_eq!(unix_inode(unix, "weft/tap/flannel.1"), Some(815));
         assert_eq!(unix_inode(unix, "weft/tap/flannel.10"), None);
         assert_eq!(udp_inode("", 1), None);
-    }
-
-    #[test]
-    fn an_address_in_use_is_tried_for_again_and_nothing_else() {
-        let after = |failures: u32, kind: io::ErrorKind| {
-            let mut tries = 0;
-            let result = patiently(|| {
-                tries += 1;
-                if tries > failures { Ok(()) } else { Err(kind.into()) }
-            });
-            (tries, result.is_ok())
-        };
-        assert_eq!(after(2, io::ErrorKind::AddrInUse), (3, true));
-        assert_eq!(after(1, io::ErrorKind::PermissionDenied), (1, false));
-        assert_eq!(after(u32::MAX, io::ErrorKind::AddrInUse), (TRIES + 1, false));
     }
 
     #[test]

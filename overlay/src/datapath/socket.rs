@@ -243,8 +243,7 @@ impl Receive {
         if share {
             socket.set_reuse_port(true).map_err(failed("SO_REUSEPORT"))?;
         }
-        let bound = holder::patiently(|| socket.bind(&address.into()));
-        bound.map_err(|source| match source.kind() {
+        socket.bind(&address.into()).map_err(|source| match source.kind() {
             ErrorKind::AddrInUse => SocketError::PortTaken { port, holder: holder::of_udp_port(port) },
             _ => failed("bind")(source),
         })?;

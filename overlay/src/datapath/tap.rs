@@ -217,7 +217,7 @@ pub fn open(name: &str, queues: usize) -> Result<(Vec<Tap>, TapOffloads, bool), 
 fn claim(name: &str) -> Result<UnixDatagram, TapError> {
     let path = format!("weft/tap/{name}");
     let address = SocketAddr::from_abstract_name(&path);
-    let socket = address.and_then(|address| holder::patiently(|| UnixDatagram::bind_addr(&address)));
+    let socket = address.and_then(|address| UnixDatagram::bind_addr(&address));
     socket.map_err(|source| match source.kind() {
         ErrorKind::AddrInUse => {
             TapError::InUse { name: name.to_owned(), holder: holder::of_abstract_socket(&path) }
