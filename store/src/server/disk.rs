@@ -3,9 +3,12 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 
+use super::space::{self, Space};
 use crate::config::{Config, Url};
 use crate::log::engine::EngineLog;
 use crate::machine::{Machine, Position};
@@ -26,6 +29,8 @@ pub(super) struct Opened {
     /// Whether the raft log is still empty: this member has promised nothing yet, or has lost what it promised.
     /// It stays empty until the other members have been asked which.
     pub(super) fresh: bool,
+    /// Whether there is room on it.
+    pub(super) space: Arc<Mutex<Space>>,
     /// Keeps a second process out.
     pub(super) _lock: nix::fcntl::Flock<fs::File>,
 }
@@ -44,7 +49,9 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     make_dirs(&log_dir, if config.wal_dir.is_some() { "wal-dir" } else { "data-dir" })?;
     make_dirs(&state_dir, "data-dir")?;
     let lock = lock(&member_dir)?;
-    let log = EngineLog::open(&log_dir)?;
+    let space = Arc::new(Mutex::new(Space::open(&log_dir, &state_dir)));
+    let mut log = EngineLog::open(&log_dir)?;
+    log.when_full(space::when_full(&space));
     let mut state = SledState::open(&state_dir)?;
     let (identity, machine) = if let Some((identity, machine)) = state.load()? {
         let bootstrap = Position { index: machine.membership.ids().len() as u64, term: 1 };
@@ -71,8 +78,9 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     for dir in [&member_dir, &config.data_dir] {
         sync_dir(dir, "data-dir")?;
     }
+    space.lock().look();
     let fresh = log.is_empty();
-    Ok(Opened { identity, machine, log, state, fresh, _lock: lock })
+    Ok(Opened { identity, machine, log, state, fresh, space, _lock: lock })
 }
 
 fn bootstrap(config: &Config) -> anyhow::Result<(Identity, Machine)> {
@@ -169,5 +177,16 @@ mod tests {
         drop(opened);
         fs::remove_dir_all(&wal).unwrap();
         assert!(open(&config).unwrap().fresh);
+    }
+
+    #[test]
+    fn a_second_process_is_kept_out_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        let first = open(&config).unwrap();
+        let refused = open(&config).err().unwrap().to_string();
+        assert!(refused.contains("another process uses") && refused.contains("x/y/data/member"), "{refused}");
+        drop(first);
+        assert!(open(&config).is_ok());
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::driver::Input;
 use super::limits::{Limits, MAX_WAITING, MAX_WAITING_BYTES};
+use super::space::Room;
 use super::stats::StoreStats;
 use super::watching::EventSender;
 use crate::machine::Machine;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub has_expiries: AtomicBool,
     /// Who leads, since when.
     pub leadership: watch::Sender<(Leadership, Instant)>,
+    /// Whether there is room on the disk.
+    pub room: Arc<Room>,
     /// Counters.
     pub stats: StoreStats,
     /// Bytes of commands on their way to the log, and of those that nobody waits for any more but that are held.
@@ -71,6 +74,7 @@ impl Shared {
             waiters: Mutex::default(),
             snapshot: Mutex::default(),
             leadership: watch::Sender::new((Leadership::default(), now())),
+            room: Arc::default(),
             stats: StoreStats::default(),
             waiting_bytes: Arc::default(),
         }
@@ -162,6 +166,9 @@ impl Handle {
     /// The tree's refusal, or code 300 if consensus did not answer in time; the command may still be carried
     /// out later then.
     pub async fn propose(&self, command: Command) -> Result<Option<Arc<Event>>, ApiError> {
+        if let Some(why) = self.shared.room.refuses(&command) {
+            return Err(ApiError::raft(&*why));
+        }
         let begun = now();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();

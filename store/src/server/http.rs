@@ -270,6 +270,10 @@ async fn health(api: &Api, method: &Method) -> Response<Answer> {
     if *method != Method::GET {
         return not_allowed("GET");
     }
+    if let Some(alarm) = api.handle.shared().room.alarm() {
+        let body = serde_json::json!({ "health": "false", "reason": *alarm });
+        return text(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"));
+    }
     let has_leader = api.handle.shared().leadership.borrow().0.leader != 0;
     if has_leader && api.handle.linearize(Some(HEALTH_TIMEOUT)).await.is_ok() {
         text(StatusCode::OK, "{\"health\": \"true\"}")

@@ -36,6 +36,7 @@ pub mod peers;
 mod pulse;
 pub mod run;
 mod served;
+pub mod space;
 pub mod stats;
 pub mod tls;
 pub mod watching;

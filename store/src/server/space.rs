@@ -1,0 +1,304 @@
+//! Room on the disk: an alarm before there is none, and a reserve for when it has come to that.
+//!
+//! Below [`LOW`] this member takes no writes from clients and gives leadership away. It goes on as a follower, which costs
+//! room for the log. When a write of the log finds none at all, the
+//! reserve goes first; after that the raft thread waits in the write. It promises nothing then, and the others go on
+//! without this member as if its disk had stalled; plain reads are answered from memory. When there is room again the write
+//! is tried again, the reserve is taken back, and writes are taken: nobody has to start anything.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::statvfs::statvfs;
+use parking_lot::{Condvar, Mutex};
+
+use super::driver::Input;
+use super::handle::{Shared, now};
+use crate::log::disk::{Disk as _, OsDisk};
+use crate::log::engine::WhenFull;
+use crate::machine::{AlarmKind, Alarms};
+use crate::wire::command::Command;
+
+/// Size of the reserve, in bytes: as much as one file of the log.
+pub const RESERVE: u64 = 16 << 20;
+/// With less than this free, in bytes, there is an alarm.
+pub const LOW: u64 = 32 << 20;
+/// With this much free, in bytes, it ends: more than [`LOW`], so that it does not come and go.
+pub const ENOUGH: u64 = 48 << 20;
+/// Name of the reserve, in the directory of the log.
+const RESERVE_FILE: &str = "reserve";
+/// How often it is looked how much room there is.
+const PERIOD: Duration = Duration::from_millis(500);
+/// How often a write that found no room is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long a member that is short of room, and is elected all the same, leads before it gives that away again.
+const HAND_OVER_PERIOD: Duration = Duration::from_secs(30);
+
+/// What the threads know of it.
+#[derive(Default)]
+pub struct Room {
+    alarm: Mutex<Option<Arc<str>>>,
+    stopping: Mutex<bool>,
+    stopped: Condvar,
+}
+
+impl Room {
+    /// Why this member takes no writes, if it does not.
+    pub fn alarm(&self) -> Option<Arc<str>> {
+        self.alarm.lock().clone()
+    }
+
+    /// Why this member does not propose `command`, if it does not. That it is there again is said all the same: it is
+    /// to serve reads.
+    pub fn refuses(&self, command: &Command) -> Option<Arc<str>> {
+        self.alarm().filter(|_| !matches!(command, Command::Publish { .. }))
+    }
+
+    /// What the others are to be told, if `alarms` does not say it yet.
+    pub fn news(&self, me: u64, alarms: &Alarms) -> Option<Command> {
+        let kind = AlarmKind::NoSpace;
+        let (raise, text) = match (self.alarm(), alarms.get(me, kind)) {
+            (Some(text), None) => (true, text.to_string()),
+            (None, Some(_)) => (false, String::new()),
+            _ => return None,
+        };
+        Some(Command::Alarm { member: me, kind, raise, text })
+    }
+
+    /// Whether there is an alarm.
+    pub fn is_low(&self) -> bool {
+        self.alarm.lock().is_some()
+    }
+
+    /// Ends every wait for room: this member stops.
+    pub fn stop(&self) {
+        *self.stopping.lock() = true;
+        self.stopped.notify_all();
+    }
+
+    /// Waits; returns whether this member goes on.
+    fn wait(&self, time: Duration) -> bool {
+        let mut stopping = self.stopping.lock();
+        if !*stopping {
+            self.stopped.wait_for(&mut stopping, time);
+        }
+        !*stopping
+    }
+}
+
+/// Whether there is an alarm. Pure.
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+struct Level {
+    low: bool,
+}
+
+impl Level {
+    /// With `free` bytes free; `held` says whether the reserve is not among them.
+    fn after(self, free: u64, held: bool) -> Level {
+        let missing = if held { 0 } else { RESERVE };
+        let least = if self.low { ENOUGH + missing } else { LOW };
+        Level { low: free < least }
+    }
+}
+
+/// The directories, and the reserve.
+pub struct Space {
+    dirs: Vec<PathBuf>,
+    reserve: PathBuf,
+    held: bool,
+    level: Level,
+    room: Arc<Room>,
+}
+
+impl Space {
+    /// The reserve lies in `log_dir`. If there is little room at the start it is let go of, for starting needs some.
+    pub fn open(log_dir: &Path, state_dir: &Path) -> Space {
+        let reserve = log_dir.join(RESERVE_FILE);
+        let held = reserve.exists();
+        let dirs = vec![log_dir.to_owned(), state_dir.to_owned()];
+        let mut space = Space { dirs, reserve, held, level: Level::default(), room: Arc::default() };
+        if space.least().is_some_and(|(free, _)| free < LOW) {
+            space.release();
+        }
+        space
+    }
+
+    /// What the threads share.
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    /// Looks how much room there is, and raises or ends the alarm.
+    pub fn look(&mut self) {
+        let Some((free, dir)) = self.least() else { return };
+        let before = self.level;
+        self.level = before.after(free, self.held);
+        match (before.low, self.level.low) {
+            (false, true) => self.raise(free, &dir),
+            (true, false) => {
+                *self.room.alarm.lock() = None;
+                tracing::info!(dir = %dir.display(), free_mib = free >> 20, "there is space again: taking writes");
+            }
+            _ => {}
+        }
+        if !self.level.low && !self.held {
+            self.take_reserve();
+        }
+    }
+
+    /// The least room in any of the directories, in bytes, and where. What cannot be measured raises no alarm: it will
+    /// fail where it is used.
+    fn least(&self) -> Option<(u64, PathBuf)> {
+        let free = |dir: &PathBuf| {
+            let stat = statvfs(dir).ok()?;
+            #[allow(clippy::useless_conversion, reason = "narrower on some platforms")]
+            Some((
+                u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size().into()),
+                dir.clone(),
+            ))
+        };
+        self.dirs.iter().filter_map(free).min()
+    }
+
+    fn raise(&mut self, free: u64, dir: &Path) {
+        self.level.low = true;
+        let (free, needed) = (free >> 20, ENOUGH >> 20);
+        let text = format!("no space: {} has {free} MiB free, this member needs {needed} MiB", dir.display());
+        tracing::error!(
+            "{text}: client writes are refused until there is more; reads go on. Free some space or enlarge the file \
+             system; nothing has to be restarted"
+        );
+        *self.room.alarm.lock() = Some(text.into());
+    }
+
+    /// A write has found no room.
+    fn found_none(&mut self) {
+        if !self.level.low {
+            let (free, dir) = self.least().unwrap_or_default();
+            self.raise(free, &dir);
+        }
+    }
+
+    /// Lets go of the reserve. Returns whether there was one.
+    fn release(&mut self) -> bool {
+        let released = std::mem::take(&mut self.held) && std::fs::remove_file(&self.reserve).is_ok();
+        if released {
+            tracing::warn!(file = %self.reserve.display(), "let go of the reserve");
+        }
+        released
+    }
+
+    fn take_reserve(&mut self) {
+        let taken = OsDisk.create(&self.reserve).and_then(|file| OsDisk.allocate(&file, 0, RESERVE));
+        self.held = taken.is_ok();
+        if let Err(error) = taken {
+            let _ = std::fs::remove_file(&self.reserve);
+            tracing::debug!(%error, "no room for the reserve");
+        }
+    }
+}
+
+/// What a write of the log asks that has found no room.
+pub fn when_full(space: &Arc<Mutex<Space>>) -> WhenFull {
+    let space = Arc::clone(space);
+    let room = Arc::clone(space.lock().room());
+    Box::new(move || {
+        let released = {
+            let mut space = space.lock();
+            space.found_none();
+            space.release()
+        };
+        released || room.wait(RETRY)
+    })
+}
+
+/// The thread that watches the room, until this member stops.
+pub fn watch(space: &Mutex<Space>, shared: &Shared, inputs: &std::sync::mpsc::SyncSender<Input>) {
+    let mut handed_over: Option<Instant> = None;
+    while shared.room.wait(PERIOD) {
+        space.lock().look();
+        let due = handed_over.is_none_or(|last| last + HAND_OVER_PERIOD <= now());
+        if due && shared.room.is_low() && is_better_led(shared) && inputs.try_send(Input::HandOver).is_ok() {
+            handed_over = Some(now());
+        }
+    }
+}
+
+/// Whether this member leads and another one has room, as far as is known.
+fn is_better_led(shared: &Shared) -> bool {
+    let machine = shared.machine.read();
+    let has_room = |&id: &u64| machine.alarms.get(id, AlarmKind::NoSpace).is_none();
+    let others = machine.membership.ids().into_iter().filter(|id| *id != shared.member_id);
+    shared.leadership.borrow().0.leads && others.collect::<Vec<_>>().iter().any(has_room)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::machine::{Machine, Position};
+    use crate::membership::{Member, Membership};
+    use crate::wire::command::{Envelope, RequestId};
+
+    #[test]
+    fn an_alarm_is_told_until_the_others_know_and_refuses_what_clients_want() {
+        let room = Room::default();
+        let member = Member::bootstrap("n1", &["http://localhost:2380".to_owned()], "t");
+        let me = member.id;
+        let mut machine = Machine::bootstrap(Membership::bootstrap(vec![member]));
+        assert_eq!(room.news(me, &machine.alarms), None);
+        *room.alarm.lock() = Some("full".into());
+        let raise = room.news(me, &machine.alarms).unwrap();
+        assert!(room.refuses(&Command::Sync { now_ns: 1 }).is_some());
+        let publish = Command::Publish { member: me, name: String::new(), client_urls: Vec::new() };
+        assert_eq!(room.refuses(&publish), None);
+        let mut apply = |command| {
+            let position = Position { index: machine.applied.index + 1, term: 1 };
+            let envelope = Envelope { id: RequestId { member: 0, number: 0 }, command };
+            machine.apply(position, &envelope.encode()).unwrap();
+            machine.alarms.clone()
+        };
+        let alarms = apply(raise.clone());
+        assert_eq!(alarms.get(me, AlarmKind::NoSpace), Some("full"));
+        assert_eq!(room.news(me, &alarms), None);
+        *room.alarm.lock() = None;
+        assert_eq!(room.refuses(&raise), None);
+        let alarms = apply(room.news(me, &alarms).unwrap());
+        assert!(alarms.is_empty());
+        assert_eq!(room.news(me, &alarms), None);
+    }
+
+    #[test]
+    fn an_alarm_ends_only_when_there_is_more_than_when_it_was_raised() {
+        let fine = Level::default();
+        assert_eq!(fine.after(LOW, true), fine);
+        let low = fine.after(LOW - 1, true);
+        assert!(low.low);
+        assert_eq!(low.after(ENOUGH - 1, true), low);
+        assert_eq!(low.after(ENOUGH, true), fine);
+        // The reserve has to be taken back out of it first.
+        assert_eq!(low.after(ENOUGH + RESERVE - 1, false), low);
+        assert_eq!(low.after(ENOUGH + RESERVE, false), fine);
+    }
+
+    #[test]
+    fn the_reserve_is_taken_and_let_go_of_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut space = Space::open(dir.path(), dir.path());
+        space.look();
+        let reserve = dir.path().join(RESERVE_FILE);
+        assert_eq!(reserve.metadata().unwrap().len(), RESERVE);
+        let space = Arc::new(Mutex::new(space));
+        let room = Arc::clone(space.lock().room());
+        let mut ask = when_full(&space);
+        assert!(ask(), "the reserve makes room");
+        assert!(!reserve.exists() && room.alarm().unwrap().contains("no space"));
+        assert!(ask(), "there may be room after a while");
+        room.stop();
+        assert!(!ask());
+        // There is room in truth: the alarm ends, and the reserve is back.
+        space.lock().look();
+        assert!(!room.is_low() && reserve.exists());
+    }
+}
