@@ -116,3 +116,64 @@ impl DataPath for Carrier {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::config::DatapathOptions;
+    use crate::types::Vni;
+
+    /// Opens a data path in a network namespace of its own; says which one it became, and which the device shows.
+    fn opened(choice: Option<DatapathChoice>, with_vxlan: bool) -> (&'static str, bool) {
+        let body = async move {
+            let external = External {
+                name: "lo".to_owned(),
+                index: 1,
+                mtu: Mtu::try_from(1500).unwrap(),
+                address: [127, 0, 0, 1].into(),
+            };
+            let config = VxlanConfig {
+                vni: Vni::DEFAULT,
+                port: None,
+                gbp: false,
+                learning: false,
+                mtu: None,
+                datapath: None,
+            };
+            let dir = tempfile::tempdir().unwrap();
+            let options = DatapathOptions { choice, ..DatapathOptions::default() };
+            let local = Local { options, handover: dir.path().join("handover.json") };
+            let netlink = Netlink::open().unwrap();
+            let netlink = if with_vxlan { netlink } else { netlink.without_vxlan() };
+            let carrier = Carrier::open(netlink, &config, &external, local, [2; 6], None).await;
+            let name = match carrier.map_err(|error| error.to_string()).unwrap() {
+                Carrier::Kernel(_) => "kernel",
+                Carrier::Rust(_) => "rust",
+            };
+            let link = Command::new("ip").args(["-d", "link", "show", "flannel.1"]).output().unwrap();
+            (name, String::from_utf8_lossy(&link.stdout).contains("tun type tap"))
+        };
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("a network namespace of its own (these tests need root)");
+            assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body)
+        });
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn auto_is_the_kernel_where_it_can_and_the_rust_data_path_where_it_cannot() {
+        assert_eq!(opened(None, true), ("kernel", false));
+        assert_eq!(opened(None, false), ("rust", true));
+        assert_eq!(opened(Some(DatapathChoice::Auto), false), ("rust", true));
+        assert_eq!(opened(Some(DatapathChoice::Rust), true), ("rust", true));
+        // Who asks for the kernel gets it or its error, nothing else.
+        assert_eq!(opened(Some(DatapathChoice::Kernel), false), ("kernel", false));
+    }
+}
