@@ -159,6 +159,12 @@ fn the_kinds_replace_each_other() {
                 expected != "vxlan id 1"
             );
             assert_eq!(report(&vxlan).engine.is_some(), expected != "vxlan id 1");
+            let handover = dir.path().join("handover.json");
+            assert_eq!(
+                handover.exists(),
+                expected != "vxlan id 1",
+                "it grows old where the kernel has taken over"
+            );
         }
         // Where the flag says nothing, the config does.
         let config = VxlanConfig { datapath: Some(DatapathChoice::Rust), ..VXLAN };

@@ -1,6 +1,8 @@
 //! The data path that was chosen: one of the two behind one name, so that the main loop need not know.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use tracing::{info, warn};
@@ -64,6 +66,7 @@ impl Carrier {
         }
         // Its UDP port is the one that the kernel's device will have.
         drop(resumed);
+        forget(&local.handover);
         let vxlan = KernelVxlan::open(netlink, config, external, random).await?;
         info!(device = vxlan.device(), "data path kernel ({wanted} was asked for)");
         Ok(Self::Kernel(vxlan))
@@ -75,6 +78,16 @@ impl Carrier {
             Self::Kernel(vxlan) => vxlan.source(),
             Self::Rust(vxlan) => vxlan.source(),
         }
+    }
+}
+
+/// Removes what the rust data path left: from now on it grows old, and a TAP made later would have the same MAC.
+fn forget(handover: &Path) {
+    match std::fs::remove_file(handover) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            warn!("{} cannot be removed, and is out of date: {error}", handover.display());
+        }
+        _ => {}
     }
 }
 
