@@ -59,10 +59,11 @@ impl<S: StateStore> Imager<S> {
                     let _ = done.send(());
                 }
                 Ok(Job::Checkpoint) => {
-                    let index = self.write(true)?;
-                    self.state.sync()?;
-                    // If the raft thread is too busy to hear it, the next checkpoint tells it.
-                    let _ = self.inputs.try_send(Input::Durable(index));
+                    if let Some(index) = self.write(true)? {
+                        self.state.sync()?;
+                        // If the raft thread is too busy to hear it, the next checkpoint tells it.
+                        let _ = self.inputs.try_send(Input::Durable(index));
+                    }
                 }
                 Ok(Job::Replace(machine, done)) => {
                     self.replace(*machine)?;
@@ -74,8 +75,7 @@ impl<S: StateStore> Imager<S> {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.write(true)?;
-        self.state.sync()
+        if self.write(true)?.is_some() { self.state.sync() } else { Ok(()) }
     }
 
     /// On disk first: a crash at any point leaves the old state or the new one, each whole.
@@ -92,19 +92,23 @@ impl<S: StateStore> Imager<S> {
     }
 
     /// Writes what changed; returns the raft index that the image then stands at. Entries without effect (a
-    /// new leader's) move the image only with `always`.
-    fn write(&mut self, always: bool) -> Result<u64, StateError> {
+    /// new leader's) move the image only with `always`. With little room on the disk nothing is written (`None`).
+    fn write(&mut self, always: bool) -> Result<Option<u64>, StateError> {
+        if self.shared.room.is_low() {
+            // The log holds it, and what room is left is the log's.
+            return Ok(None);
+        }
         let delta = {
             let mut machine = self.shared.machine.write();
             if !always && machine.tree.index() == self.written && machine.tree.dirty_len() == 0 {
-                return Ok(self.applied);
+                return Ok(Some(self.applied));
             }
             Delta::take(&mut machine, self.written)
         };
         self.state.write(&delta)?;
         self.written = delta.index;
         self.applied = delta.applied.index;
-        Ok(self.applied)
+        Ok(Some(self.applied))
     }
 }
 

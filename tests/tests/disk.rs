@@ -1,0 +1,267 @@
+//! Full and stalled disks under real members: each has its data on a small file system of its own, which is filled, and
+//! frozen with fsfreeze(8) as a disk would stall that answers no more.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::statvfs::statvfs;
+use tempfile::TempDir;
+use weft_tests::cluster::{Cluster, Server};
+use weft_tests::command;
+use weft_tests::process::one_at_a_time;
+use weft_tests::programs::{require_root, tool};
+use weft_tests::wait::wait_for;
+
+const ALL: [usize; 3] = [0, 1, 2];
+const SOON: Duration = Duration::from_secs(30);
+/// Room for the log, its reserve, the image, and what the store wants free.
+const VOLUME_MIB: u64 = 320;
+
+/// A file system in a file, unmounted when dropped.
+struct Volume {
+    dir: TempDir,
+    mount: PathBuf,
+}
+
+impl Volume {
+    fn new() -> Result<Self> {
+        require_root()?;
+        let dir = tempfile::Builder::new().prefix("weft-disk-").tempdir()?;
+        let (image, mount) = (dir.path().join("image"), dir.path().join("mount"));
+        std::fs::File::create(&image)?.set_len(VOLUME_MIB << 20)?;
+        std::fs::create_dir(&mount)?;
+        command::run(Command::new(tool("mkfs.ext4")?).args(["-q", "-F", "-m", "0"]).arg(&image))?.ok()?;
+        command::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?.ok()?;
+        Ok(Self { dir, mount })
+    }
+
+    fn free(&self) -> Result<u64> {
+        let stat = statvfs(&self.mount)?;
+        Ok(stat.blocks_available() * stat.fragment_size())
+    }
+
+    /// Takes room until only `left` bytes are free.
+    fn fill(&self, left: u64) -> Result<()> {
+        let free = self.free()?;
+        for n in 0.. {
+            let file = self.mount.join(format!("filler-{left}-{n}"));
+            let take = self.free()?.saturating_sub(left);
+            if take < 64 << 10 {
+                break;
+            }
+            // The file system needs some of it for itself, and does not say how much.
+            let length = (take - take / 64).to_string();
+            command::run(Command::new("fallocate").args(["-l", &length]).arg(&file))?;
+        }
+        let now = self.free()?;
+        ensure!(now <= left + (64 << 10), "{now} of {free} bytes are still free, {left} were to be");
+        Ok(())
+    }
+
+    /// Removes what [`Self::fill`] made.
+    fn clear(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.mount)? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("filler-")) {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stalls every write and sync until the result is dropped. It must be dropped before the processes that write here
+    /// are waited for: nothing ends a process in such a write.
+    fn freeze(&self) -> Result<Frozen<'_>> {
+        command::run(Command::new(tool("fsfreeze")?).arg("--freeze").arg(&self.mount))?.ok()?;
+        Ok(Frozen(&self.mount))
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let umount = |how: &[&str]| {
+            let done = command::run(Command::new("umount").args(how).arg(&self.mount));
+            done.is_ok_and(|output| output.ok().is_ok())
+        };
+        if !umount(&[]) && !umount(&["--lazy"]) {
+            eprintln!("{} stays mounted", self.dir.path().display());
+        }
+    }
+}
+
+/// A file system that is frozen for so long.
+struct Frozen<'a>(&'a Path);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let thawed = command::run(Command::new("fsfreeze").arg("--unfreeze").arg(self.0));
+        if let Err(error) = thawed.and_then(|output| output.ok().map(drop)) {
+            eprintln!("{} stays frozen: {error:#}", self.0.display());
+        }
+    }
+}
+
+/// Three members, each on a volume of its own.
+fn on_volumes(volumes: &[Volume]) -> Result<Cluster<'static>> {
+    let mut cluster = Cluster::on_loopback(Server::Weft, volumes.len())?;
+    for (member, volume) in cluster.members.iter_mut().zip(volumes) {
+        let data_dir = volume.mount.join("data");
+        member.set_flag("data-dir", &data_dir.display().to_string())?;
+        member.data_dir = data_dir;
+    }
+    cluster.start()?;
+    Ok(cluster)
+}
+
+fn volumes() -> Result<Vec<Volume>> {
+    ALL.iter().map(|_| Volume::new()).collect()
+}
+
+/// Writes `count` keys of `size` bytes to one member; all must be acknowledged.
+fn write(cluster: &Cluster<'_>, to: usize, name: &str, count: usize, size: usize) -> Result<()> {
+    for n in 0..count {
+        let value = format!("{n}-{}", "v".repeat(size));
+        cluster.members[to].endpoint().set(&format!("/{name}/{n}"), &value)?;
+    }
+    Ok(())
+}
+
+/// Waits until a member has all that [`write`] wrote, in its own state.
+fn has_all(cluster: &Cluster<'_>, member: usize, name: &str, count: usize) -> Result<()> {
+    let endpoint = cluster.members[member].endpoint();
+    wait_for(&format!("all of /{name} on {}", cluster.members[member].name), SOON, || {
+        for n in (0..count).rev() {
+            let value = endpoint.value(&format!("/{name}/{n}"), false)?;
+            ensure!(value.starts_with(&format!("{n}-")), "/{name}/{n}: {value:.20}");
+        }
+        Ok(())
+    })
+}
+
+/// Waits until a member says that it has too little room, and why.
+fn is_short_of_room(cluster: &Cluster<'_>, member: usize) -> Result<()> {
+    wait_for("an alarm", SOON, || {
+        let reply = cluster.members[member].endpoint().get("/health")?;
+        let text = reply.text();
+        ensure!(reply.status == 503 && text.contains("no space: "), "{}: {text}", reply.status);
+        Ok(())
+    })
+}
+
+fn refuses_writes(cluster: &Cluster<'_>, member: usize) -> Result<()> {
+    let refused = cluster.members[member].endpoint().set("/refused", "x");
+    let text = format!("{:#}", refused.err().context("a member without room takes a write")?);
+    ensure!(text.contains("no space: ") && text.contains("MiB free"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_is_left_behind_without_a_restart() -> Result<()> {
+    let _turn = one_at_a_time();
+    let volumes = volumes()?;
+    let mut cluster = on_volumes(&volumes)?;
+    let full = cluster.wait_leader(&ALL)?;
+    let other = (full + 1) % 3;
+    write(&cluster, full, "before", 5, 10)?;
+    let reserve = volumes[full].mount.join("data/member/log/reserve");
+    ensure!(reserve.metadata().context("reserve")?.len() == 16 << 20);
+
+    // Little room: no writes through this member, and another one leads. It follows nevertheless.
+    volumes[full].fill(20 << 20)?;
+    is_short_of_room(&cluster, full)?;
+    refuses_writes(&cluster, full)?;
+    wait_for("another leader", SOON, || {
+        let leader = cluster.wait_leader(&ALL)?;
+        ensure!(leader != full, "the member without room still leads");
+        Ok(())
+    })?;
+    write(&cluster, other, "low", 5, 10)?;
+    has_all(&cluster, full, "low", 5)?;
+
+    // None at all: first the reserve goes, then the member waits; the others go on, and it answers reads.
+    volumes[full].fill(0)?;
+    write(&cluster, other, "none", 300, 100_000)?;
+    cluster.members[full].process()?.wait_for_log("let go of the reserve", SOON)?;
+    has_all(&cluster, full, "before", 5)?;
+    let behind = cluster.members[full].endpoint().value("/none/299", false);
+    ensure!(behind.is_err(), "it has taken more than there was room for: the test has tested nothing");
+    refuses_writes(&cluster, full)?;
+    ensure!(cluster.members[full].process()?.is_running()?);
+
+    // Room again: nobody starts anything.
+    volumes[full].clear()?;
+    cluster.members[full].wait_healthy(SOON)?;
+    has_all(&cluster, full, "none", 300)?;
+    write(&cluster, full, "after", 5, 10)?;
+    wait_for("the reserve", SOON, || {
+        ensure!(reserve.metadata()?.len() == 16 << 20);
+        Ok(())
+    })?;
+    let log = cluster.members[full].process()?.log();
+    ensure!(log.matches("client writes are refused").count() == 1, "said once: {log}");
+    ensure!(log.contains("there is space again"), "{log}");
+
+    // And what it has it has on disk.
+    cluster.members[full].kill9()?;
+    cluster.members[full].start()?;
+    cluster.members[full].wait_healthy(SOON)?;
+    has_all(&cluster, full, "none", 300)?;
+    has_all(&cluster, full, "after", 5)
+}
+
+#[test]
+fn when_all_disks_are_full_reads_go_on_until_there_is_room() -> Result<()> {
+    let _turn = one_at_a_time();
+    let volumes = volumes()?;
+    let mut cluster = on_volumes(&volumes)?;
+    write(&cluster, 0, "kept", 5, 10)?;
+    for volume in &volumes {
+        volume.fill(10 << 20)?;
+    }
+    for n in ALL {
+        is_short_of_room(&cluster, n)?;
+        refuses_writes(&cluster, n)?;
+        ensure!(cluster.members[n].endpoint().value("/kept/0", true)?.starts_with("0-"));
+    }
+    for volume in &volumes {
+        volume.clear()?;
+    }
+    cluster.wait_healthy()?;
+    for n in ALL {
+        write(&cluster, n, &format!("again-{n}"), 5, 10)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_leader_whose_disk_stalls_is_replaced_and_takes_part_again() -> Result<()> {
+    let _turn = one_at_a_time();
+    let volumes = volumes()?;
+    let mut cluster = on_volumes(&volumes)?;
+    let stalled = cluster.wait_leader(&ALL)?;
+    let rest: Vec<usize> = ALL.into_iter().filter(|&n| n != stalled).collect();
+    write(&cluster, stalled, "before", 20, 10)?;
+    {
+        let _frozen = volumes[stalled].freeze()?;
+        // A write that the leader cannot sync makes it stall; it may be acknowledged by the others under the next.
+        let next = wait_for("another leader", SOON, || {
+            let _ = cluster.members[rest[0]].endpoint().set("/probe", "x");
+            cluster.wait_leader(&rest)
+        })?;
+        ensure!(next != stalled);
+        write(&cluster, rest[0], "meanwhile", 50, 10)?;
+        has_all(&cluster, stalled, "before", 20).context("reads of a stalled member")?;
+        ensure!(cluster.members[stalled].process()?.is_running()?);
+    }
+    cluster.members[stalled].wait_healthy(SOON)?;
+    for name in [("before", 20), ("meanwhile", 50)] {
+        has_all(&cluster, stalled, name.0, name.1)?;
+    }
+    write(&cluster, stalled, "after", 20, 10)?;
+    for n in ALL {
+        has_all(&cluster, n, "after", 20)?;
+    }
+    Ok(())
+}
