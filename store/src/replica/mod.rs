@@ -10,6 +10,7 @@
 //! | [`proposals`] | which entries go into one message, and which wait for a leader |
 //! | [`reads`] | when the leader is asked to confirm that it leads, and which reads that answers |
 //! | [`duties`] | what a member proposes on its own |
+//! | [`compaction`] | how much of the log is kept |
 //! | [`apply`] | what applied entries lead to: answers, events, checkpoints |
 //!
 //! # The order of calls
@@ -19,6 +20,7 @@
 //! comes back when there is input, or at [`Replica::next_tick`].
 
 pub mod apply;
+pub mod compaction;
 pub mod duties;
 pub mod proposals;
 pub mod reads;
@@ -33,6 +35,7 @@ use crate::log::LogStore;
 use crate::machine::Position;
 use crate::node::{Core, CoreError, Leadership, Shell};
 use crate::wire::command::{Command, Envelope, RequestId};
+use compaction::Tail;
 use duties::Duties;
 use proposals::Proposals;
 pub use proposals::{Proposal, Refused};
@@ -125,13 +128,19 @@ pub struct Replica<L: LogStore, R> {
     backlog: VecDeque<Work>,
     leadership: Leadership,
     applied: u64,
+    tail: Tail,
     next_tick: Instant,
 }
 
 impl<L: LogStore, R: Asker> Replica<L, R> {
-    /// A member whose state is applied up to `applied`.
+    /// A member whose state is applied up to `applied`. Reads the log, to know how large it is.
     pub fn new(core: Core<L>, applied: u64, settings: Settings, now: Instant) -> Replica<L, R> {
+        let tail = Tail::measure(core.log(), applied).unwrap_or_else(|error| {
+            tracing::error!(%error, "the size of the raft log is not known");
+            Tail::default()
+        });
         Replica {
+            tail,
             reads: Reads::new(settings.member, settings.start),
             proposals: Proposals::default(),
             duties: Duties::new(settings.cluster_version, settings.check_period, now),
@@ -200,11 +209,25 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
 
     /// The image on disk stands at `durable`: the log before it can go, but for what followers may still want.
     pub fn durable(&mut self, durable: u64) {
-        let Some(index) = durable.checked_sub(self.settings.catch_up_entries) else { return };
+        let index = self.tail.upto(durable, self.settings.catch_up_entries, self.core.needed_after());
+        if index <= self.core.log().truncated().index {
+            return;
+        }
         match self.core.compact(index) {
-            Ok(()) => tracing::info!(index, "compacted the raft log"),
+            Ok(()) => {
+                self.tail.forget(index);
+                let (entries, bytes) = (self.tail.last().saturating_sub(index), self.tail.bytes_after(index));
+                tracing::info!(index, entries, bytes, "compacted the raft log; what it keeps");
+            }
             Err(error) => tracing::error!(%error, "cannot compact the raft log"),
         }
+    }
+
+    /// From where on the log counts towards the next checkpoint, and what it holds after that: see [`apply::Applying`].
+    pub fn log_since_checkpoint(&self) -> (u64, u64) {
+        let truncated = self.core.log().truncated().index;
+        let index = self.applied.min(truncated + self.settings.catch_up_entries);
+        (index, self.tail.bytes_after(truncated).saturating_sub(compaction::CATCH_UP_BYTES))
     }
 
     /// Index of the snapshot that was brought last, while followers may be sent it.
@@ -285,6 +308,9 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         let Some(effects) = self.core.process(&mut ordered)? else { return Ok(false) };
         for read in effects.reads {
             self.reads.confirm(&read.request_ctx, read.index);
+        }
+        for entry in &effects.committed {
+            self.tail.push(entry.index, compaction::entry_bytes(&entry.data));
         }
         if !effects.committed.is_empty() {
             self.backlog.push_back(Work::Apply(effects.committed));

@@ -115,8 +115,7 @@ impl Outside for Outbox {
 
     fn news(&self) -> Option<Command> {
         let machine = self.shared.machine.read();
-        let me = self.shared.member_id;
-        machine.checks.news(me, &machine.alarms).or_else(|| self.shared.room.news(me, &machine.alarms))
+        machine.checks.news(self.shared.member_id, &machine.alarms)
     }
 }
 
@@ -134,6 +133,11 @@ impl<L: LogStore> Driver<L> {
         let replica = Replica::new(core, applied, settings, now());
         let outbox = Outbox { peers, tasks, shared: Arc::clone(&shared), arrived: Vec::new() };
         Driver { replica, inputs, outbox, shared, stopping: false }
+    }
+
+    /// What the log holds that no checkpoint has covered: see [`Replica::log_since_checkpoint`].
+    pub fn log_since_checkpoint(&self) -> (u64, u64) {
+        self.replica.log_since_checkpoint()
     }
 
     /// Runs until told to stop.

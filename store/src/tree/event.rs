@@ -62,6 +62,12 @@ impl Event {
         self.node.modified
     }
 
+    /// What it takes, about.
+    fn bytes(&self) -> usize {
+        let view = |node: &NodeView| node.path.len() + node.value.as_ref().map_or(0, String::len);
+        size_of::<Event>() + view(&self.node) + self.prev.as_ref().map_or(0, view)
+    }
+
     /// Whether the answer to the writer is 201 (something new) and not 200.
     pub fn is_creation(&self) -> bool {
         matches!(self.action, Action::Create) || (matches!(self.action, Action::Set) && self.prev.is_none())
@@ -80,25 +86,35 @@ impl Event {
     }
 }
 
+/// Bytes of the events kept, unless it is a single one: each holds a key's value before and after, so that a thousand
+/// of them could hold gigabytes. What is dropped for it is a function of the operations, as everything in the tree.
+pub const HISTORY_BYTES: usize = 64 << 20;
+
 /// The last events of the whole tree, without gaps in their indexes.
 #[derive(Debug, Clone)]
 pub struct History {
     events: VecDeque<Arc<Event>>,
     capacity: usize,
+    bytes: usize,
 }
 
 impl History {
-    /// An empty history that keeps `capacity` events.
+    /// An empty history that keeps `capacity` events, if they are not larger than [`HISTORY_BYTES`] together.
     pub fn new(capacity: usize) -> History {
-        History { events: VecDeque::new(), capacity }
+        History { events: VecDeque::new(), capacity, bytes: 0 }
     }
 
-    /// Appends an event; the oldest goes when there are too many.
+    /// Appends an event; the oldest go when there are too many.
     pub fn push(&mut self, event: Arc<Event>) {
-        if self.events.len() == self.capacity {
-            self.events.pop_front();
-        }
+        self.bytes += event.bytes();
         self.events.push_back(event);
+        let is_over = |history: &History| {
+            history.events.len() > history.capacity
+                || (history.bytes > HISTORY_BYTES && history.events.len() > 1)
+        };
+        while is_over(self) {
+            self.bytes -= self.events.pop_front().map_or(0, |event| event.bytes());
+        }
     }
 
     /// The events kept, oldest first.
@@ -129,5 +145,42 @@ impl History {
         }
         let skip = usize::try_from(since - first).unwrap_or(usize::MAX);
         Ok(self.events.iter().skip(skip).find(|event| event.matches(path, recursive)).cloned())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn event(index: u64, bytes: usize) -> Arc<Event> {
+        let node = NodeView {
+            path: "/1/k".to_owned(),
+            value: Some("v".repeat(bytes)),
+            dir: false,
+            expires_ns: None,
+            nodes: Vec::new(),
+            modified: index,
+            created: index,
+        };
+        Arc::new(Event { action: Action::Set, prev: Some(node.clone()), node, refresh: false })
+    }
+
+    #[test]
+    fn large_events_leave_room_for_fewer() {
+        let mut history = History::new(1000);
+        for index in 1..=1500 {
+            history.push(event(index, 10));
+        }
+        assert_eq!((history.first_index(), history.iter().count()), (Some(501), 1000));
+        for index in 1501..=1600 {
+            history.push(event(index, 1 << 20));
+        }
+        let bytes: usize = history.iter().map(|event| event.bytes()).sum();
+        assert_eq!((history.bytes, history.iter().count()), (bytes, 31), "the last 31 of 2 MiB each");
+        assert_eq!(history.scan("/1/k", false, 1599, 1600).unwrap().unwrap().index(), 1599);
+        assert!(history.scan("/1/k", false, 1569, 1600).is_err(), "what is gone is told");
+        history.push(event(1601, HISTORY_BYTES));
+        assert_eq!(history.first_index(), Some(1601), "the last one stays");
     }
 }
