@@ -115,7 +115,8 @@ impl Outside for Outbox {
 
     fn news(&self) -> Option<Command> {
         let machine = self.shared.machine.read();
-        machine.checks.news(self.shared.member_id, &machine.alarms)
+        let me = self.shared.member_id;
+        machine.checks.news(me, &machine.alarms).or_else(|| self.shared.room.news(me, &machine.alarms))
     }
 }
 

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -25,6 +26,7 @@ use super::http::{self, Api, CLUSTER_VERSION};
 use super::image::{Imager, JOB_QUEUE};
 use super::limits::Limits;
 use super::peers::{self, Acceptor, Dialler, PeerLink, Peers, Spool};
+use super::space::{self, Space};
 use super::stats::PeerStats;
 use super::tls;
 use crate::config::{Config, Note, Url};
@@ -63,7 +65,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let client_listeners = bind(&config.listen_client, "listen-client-urls").await?;
     let limits = Arc::new(Limits::of_this_process());
     let mut signals = Signals::new()?;
-    let Opened { identity, machine, mut log, state, fresh, _lock } = disk::open(&config)?;
+    let Opened { identity, machine, mut log, state, fresh, space, _lock } = disk::open(&config)?;
     let members: Vec<Member> = machine.membership.members().cloned().collect();
     let (me, start) = (identity.member_id, machine.applied);
     tracing::info!(
@@ -79,7 +81,9 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let peer_stats: PeerTable = Arc::new(others.iter().map(|member| (member.id, Arc::default())).collect());
     let links = links(&others, &peer_stats)?;
     let dialler = Dialler { cluster: identity.cluster_id, me, tls: peer_client_tls };
-    let shared = Arc::new(Shared::new(identity, config.name.clone(), machine));
+    let mut shared = Shared::new(identity, config.name.clone(), machine);
+    shared.room = Arc::clone(space.lock().room());
+    let shared = Arc::new(shared);
     // Others are answered before this member starts: several new ones wait for each other.
     let spool_dir = config.data_dir.join("member").join("snap-in");
     let spool = Spool::open(&spool_dir, start.index)
@@ -99,24 +103,20 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
         log.reset(start, None)?;
     }
     let peers = Peers::start(links, dialler, inputs.clone(), runtime());
+    let disk = Disk { log, state, identity, space };
     let (threads, mut failures) =
-        start_threads(&config, Disk { log, state, identity }, &shared, peers, (inputs.clone(), input_queue))?;
+        start_threads(&config, disk, &shared, peers, (inputs.clone(), input_queue))?;
     let handle = Handle::new(Arc::clone(&shared), inputs.clone(), limits, rand::random(), config.election);
     let (stop_serving, stop) = watch::channel(false);
-    let serving = serve_when_published(
-        &config,
-        handle.clone(),
-        peer_stats,
-        client_listeners,
-        client_tls,
-        stop,
-    );
+    let serving =
+        serve_when_published(&config, handle.clone(), peer_stats, client_listeners, client_tls, stop);
     let ended = until_signal(serving, &mut failures, &mut signals).await?;
 
     tracing::info!("received a signal to stop, shutting down");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     hand_over(&shared, &inputs, config.election, !others.is_empty()).await;
     let _ = stop_serving.send(true);
+    shared.room.stop();
     let joined = async {
         peers::insist(&inputs, Input::Stop).await;
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await
@@ -156,6 +156,7 @@ struct Disk {
     log: EngineLog,
     state: SledState,
     identity: Identity,
+    space: Arc<Mutex<Space>>,
 }
 
 fn start_threads(
@@ -199,6 +200,7 @@ fn start_threads(
         applying: Applying::new(shared.member_id, config.snapshot_count, applied.index)
             .since(driver.log_since_checkpoint()),
     };
+    let watcher = (disk.space, Arc::clone(shared), inputs.clone());
     let imager = Imager {
         state: disk.state,
         identity: disk.identity,
@@ -213,6 +215,11 @@ fn start_threads(
         spawn("raft", &failed, move || driver.run().map_err(Into::into))?,
         spawn("apply", &failed, move || applier.run().map_err(Into::into))?,
         spawn("image", &failed, move || imager.run().map_err(Into::into))?,
+        spawn("space", &failed, move || {
+            let (space, shared, inputs) = watcher;
+            space::watch(&space, &shared, &inputs);
+            Ok(())
+        })?,
     ];
     Ok((threads, failures))
 }
