@@ -62,7 +62,7 @@ fn repeatable_flags_keep_their_order() {
 #[test]
 fn every_refused_flag_says_its_name_and_what_to_do() {
     for (name, kind, instead) in REFUSED {
-        let line = if *kind == Kind::Bool { format!("-{name}") } else { format!("--{name}=1") };
+        let line = if *kind == flags::Kind::Bool { format!("-{name}") } else { format!("--{name}=1") };
         let error = error(&line);
         assert!(error.contains(&format!("-{name} of flanneld is not supported")) && error.contains(instead));
         let variable = format!("{ENV_PREFIX}_{}", name.to_uppercase().replace('-', "_"));
@@ -154,5 +154,14 @@ fn the_password_is_not_in_the_log_line() {
     for url in ["https://u:hunter2@10.0.0.1:2379", "u:hunter2@10.0.0.1"] {
         let error = error(&format!("-etcd-endpoints http://10.0.0.2:2379,{url}"));
         assert!(error.contains("give -etcd-username") && !error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn the_manual_names_every_flag() {
+    let manual = include_str!("../../docs/overlay.md");
+    let supported = FLAGS.iter().map(|flag| flag.name).filter(|name| *name != "v");
+    for name in supported.chain(REFUSED.iter().map(|(name, ..)| *name)) {
+        assert!(manual.contains(&format!("`{name}`")), "docs/overlay.md says nothing of -{name}");
     }
 }

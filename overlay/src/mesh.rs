@@ -1,24 +1,22 @@
-//! The messages of `cli ping-mesh`: what the store carries between the command and the daemons, and the echo
-//! datagrams between the daemons. Pure: codecs, limits, and the bookkeeping of one round of probes.
+//! The messages of `cli ping-mesh`: what the store carries between the command and the daemons ([`Request`],
+//! [`Report`]), the datagrams between the daemons ([`Echo`]), and the bookkeeping of one round of probes ([`Round`]).
+//! Pure.
 //!
 //! 1. `cli` writes a [`Request`] to `<prefix>/mesh/requests/<id>` (id: 16 hex digits; TTL [`TTL_S`]).
 //! 2. Every daemon sees it, probes every other lease's device address (the subnet base) over the overlay, UDP port
 //!    [`PORT`], and writes its [`Report`] to `<prefix>/mesh/results/<id>/<a.b.c.d-len>`, same TTL.
 //! 3. `cli` gathers the reports. A lease whose daemon writes none has no daemon that knows how: it is down, or flanneld.
-//!
-//! An echo datagram is [`ECHO_BYTES`] bytes, numbers in network order; anything else is not answered:
-//!
-//! ```text
-//! 0      4         5      6          8              16        20     24
-//! "WEFT" | version | kind | reserved | request id   | sequence | zero
-//! ```
 
-use std::collections::BTreeMap;
+mod echo;
+mod round;
+
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::echo::{ECHO_BYTES, Echo};
+pub use self::round::{Round, Target};
 use crate::types::Subnet;
 use crate::wire::lease::subnet_key;
 
@@ -170,182 +168,10 @@ pub fn format_id(id: u64) -> String {
     format!("{id:016x}")
 }
 
-/// Length of an echo datagram.
-pub const ECHO_BYTES: usize = 24;
-const MAGIC: [u8; 4] = *b"WEFT";
-
-/// An echo datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Echo {
-    /// Whether this answers another.
-    pub reply: bool,
-    /// The request it belongs to.
-    pub id: u64,
-    /// Which probe of the request, from 0.
-    pub sequence: u32,
-}
-
-impl Echo {
-    /// The bytes to send.
-    pub fn encode(&self) -> [u8; ECHO_BYTES] {
-        let mut bytes = [0; ECHO_BYTES];
-        bytes[..4].copy_from_slice(&MAGIC);
-        bytes[4] = 1;
-        bytes[5] = u8::from(self.reply);
-        bytes[8..16].copy_from_slice(&self.id.to_be_bytes());
-        bytes[16..20].copy_from_slice(&self.sequence.to_be_bytes());
-        bytes
-    }
-
-    /// Reads a datagram; `None` for anything that is not exactly one of ours.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; ECHO_BYTES] = bytes.try_into().ok()?;
-        let (id, rest) = bytes[8..].split_first_chunk::<8>()?;
-        let (sequence, _) = rest.split_first_chunk::<4>()?;
-        let echo = Self {
-            reply: bytes[5] == 1,
-            id: u64::from_be_bytes(*id),
-            sequence: u32::from_be_bytes(*sequence),
-        };
-        // One form per meaning: what we would not send we do not answer.
-        (echo.encode() == *bytes).then_some(echo)
-    }
-}
-
-/// A lease to probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Its subnet; the base address is what answers.
-    pub subnet: Subnet,
-    /// Its address on the underlay.
-    pub public_ip: Ipv4Addr,
-    /// Why it is not programmed and so cannot be probed, if so.
-    pub skip: Option<String>,
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    sent: u32,
-    waiting: BTreeMap<u32, Instant>,
-    rtts_us: Vec<u64>,
-    error: Option<String>,
-}
-
-/// The bookkeeping of one request: what was sent, what came back.
-#[derive(Debug)]
-pub struct Round {
-    id: u64,
-    targets: Vec<Target>,
-    tallies: BTreeMap<Ipv4Addr, Tally>,
-}
-
-impl Round {
-    /// Starts a round over `targets`.
-    pub fn new(id: u64, targets: Vec<Target>) -> Self {
-        let reachable = targets.iter().filter(|t| t.skip.is_none());
-        let tallies = reachable.map(|t| (t.subnet.base(), Tally::default())).collect();
-        Self { id, targets, tallies }
-    }
-
-    /// The addresses to send to, in order.
-    pub fn addresses(&self) -> Vec<Ipv4Addr> {
-        self.tallies.keys().copied().collect()
-    }
-
-    /// The datagram of probe `sequence`.
-    pub fn echo(&self, sequence: u32) -> [u8; ECHO_BYTES] {
-        Echo { reply: false, id: self.id, sequence }.encode()
-    }
-
-    /// Probe `sequence` leaves for `to` at `now`. Called before sending, since an answer may come before the call
-    /// that sends returns.
-    pub fn sent(&mut self, to: Ipv4Addr, sequence: u32, now: Instant) {
-        if let Some(tally) = self.tallies.get_mut(&to) {
-            tally.sent += 1;
-            tally.waiting.insert(sequence, now);
-        }
-    }
-
-    /// A probe to `to` could not be sent after all.
-    pub fn failed(&mut self, to: Ipv4Addr, why: String) {
-        if let Some(tally) = self.tallies.get_mut(&to) {
-            tally.error.get_or_insert(why);
-        }
-    }
-
-    /// A datagram came from `from` at `now`. Returns whether it answers a probe of ours, for the first time.
-    pub fn received(&mut self, from: Ipv4Addr, datagram: &[u8], now: Instant) -> bool {
-        let Some(echo) = Echo::decode(datagram).filter(|e| e.reply && e.id == self.id) else { return false };
-        let Some(tally) = self.tallies.get_mut(&from) else { return false };
-        // Forgotten once answered: a duplicate is not a second answer.
-        let Some(sent) = tally.waiting.remove(&echo.sequence) else { return false };
-        tally.rtts_us.push(u64::try_from((now - sent).as_micros()).unwrap_or(u64::MAX));
-        true
-    }
-
-    /// Whether every probe was answered, so that waiting longer is of no use.
-    pub fn is_complete(&self) -> bool {
-        self.tallies.values().all(|t| t.waiting.is_empty())
-    }
-
-    /// The result for every target, by subnet.
-    pub fn finish(self) -> Vec<Probe> {
-        let Self { targets, mut tallies, .. } = self;
-        let mut probes: Vec<Probe> = targets
-            .into_iter()
-            .map(|target| match target.skip {
-                Some(why) => Probe {
-                    subnet: target.subnet,
-                    public_ip: target.public_ip,
-                    sent: 0,
-                    received: 0,
-                    rtt_us: None,
-                    error: Some(why),
-                },
-                None => probe(&target, tallies.remove(&target.subnet.base()).unwrap_or_default()),
-            })
-            .collect();
-        probes.sort_by_key(|p| p.subnet);
-        probes
-    }
-}
-
-fn probe(target: &Target, mut tally: Tally) -> Probe {
-    tally.rtts_us.sort_unstable();
-    let rtts = &tally.rtts_us;
-    let rtt_us = match (rtts.first(), rtts.get(rtts.len() / 2), rtts.last()) {
-        (Some(min), Some(median), Some(max)) => Some(Rtt { min: *min, median: *median, max: *max }),
-        _ => None,
-    };
-    let no_answer = || rtt_us.is_none().then(|| "no answer".to_owned());
-    Probe {
-        subnet: target.subnet,
-        public_ip: target.public_ip,
-        sent: tally.sent,
-        received: u32::try_from(rtts.len()).unwrap_or(u32::MAX),
-        rtt_us,
-        error: tally.error.or_else(no_answer),
-    }
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn target(n: u8) -> Target {
-        Target {
-            subnet: Subnet::new([172, 17, n, 0].into(), 24).unwrap(),
-            public_ip: [10, 0, 0, n].into(),
-            skip: None,
-        }
-    }
-
-    fn reply(id: u64, sequence: u32) -> [u8; ECHO_BYTES] {
-        Echo { reply: true, id, sequence }.encode()
-    }
 
     #[test]
     fn the_json_is_as_documented() {
@@ -385,53 +211,6 @@ mod tests {
         assert_eq!(parse_id("/p/mesh/requests/00ff00ff00ff00ff"), Some(0x00ff_00ff_00ff_00ff));
         for bad in ["", "00FF00FF00FF00FF", "0ff", "+0ff00ff00ff00ff", "00ff00ff00ff00ff0"] {
             assert_eq!(parse_id(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_round_counts_each_answer_once() {
-        let start = Instant::now();
-        let at = |us| start + Duration::from_micros(us);
-        let mut round =
-            Round::new(7, vec![target(9), target(5), Target { skip: Some("odd".into()), ..target(6) }]);
-        let (five, nine) = (Ipv4Addr::new(172, 17, 5, 0), Ipv4Addr::new(172, 17, 9, 0));
-        assert_eq!(round.addresses(), [five, nine]);
-        for sequence in 0..3 {
-            round.sent(five, sequence, start);
-            round.sent(nine, sequence, start);
-        }
-        round.failed(nine, "network is unreachable".into());
-        assert!(round.received(five, &reply(7, 0), at(300)));
-        assert!(!round.received(five, &reply(7, 0), at(301)), "a duplicate");
-        assert!(!round.received(five, &reply(8, 1), at(301)), "another round's");
-        assert!(!round.received(five, &reply(7, 9), at(301)), "never sent");
-        assert!(!round.received(five, &round.echo(1), at(301)), "our own");
-        assert!(!round.received([10, 0, 0, 1].into(), &reply(7, 1), at(301)), "a stranger");
-        assert!(round.received(five, &reply(7, 2), at(100)));
-        assert!(!round.is_complete());
-        let probes = round.finish();
-        assert_eq!(probes.iter().map(|p| (p.sent, p.received)).collect::<Vec<_>>(), [(3, 2), (0, 0), (3, 0)]);
-        assert_eq!(probes[0].rtt_us, Some(Rtt { min: 100, median: 300, max: 300 }));
-        let errors: Vec<_> = probes.iter().map(|p| p.error.as_deref()).collect();
-        assert_eq!(errors, [None, Some("odd"), Some("network is unreachable")]);
-    }
-
-    proptest! {
-        #[test]
-        fn echoes_round_trip(reply: bool, id: u64, sequence: u32) {
-            let echo = Echo { reply, id, sequence };
-            prop_assert_eq!(Echo::decode(&echo.encode()), Some(echo));
-        }
-
-        #[test]
-        fn noise_is_no_echo(mut bytes in prop::collection::vec(any::<u8>(), 0..64), flip in 0usize..24) {
-            let _ = Echo::decode(&bytes);
-            // What differs in one reserved or fixed byte is not ours.
-            bytes = Echo { reply: false, id: 1, sequence: 2 }.encode().to_vec();
-            if !(8..20).contains(&flip) {
-                bytes[flip] ^= 0x80;
-                prop_assert_eq!(Echo::decode(&bytes), None);
-            }
         }
     }
 }
