@@ -27,6 +27,8 @@ pub mod state;
 #[cfg(feature = "server")]
 pub mod tree;
 #[cfg(feature = "server")]
+pub mod voters;
+#[cfg(feature = "server")]
 pub mod wire;
 
 /// What `--version` prints: etcd's four lines, so that whatever parses them goes on working. The first names

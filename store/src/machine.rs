@@ -15,6 +15,7 @@ use crate::membership::Membership;
 pub use crate::snapshot::SnapshotError;
 use crate::tree::hash::Hasher;
 use crate::tree::{Digest, Op, Outcome, Tree, TreeError};
+use crate::voters::Voters;
 use crate::wire::command::{Command, DecodeError, Envelope, RequestId};
 
 /// Where the applied state stands in the raft log.
@@ -141,6 +142,15 @@ impl Machine {
             self.checks.changed();
         }
         Ok(envelope.map(|Envelope { id, command }| Applied { id, result: self.command(command) }))
+    }
+
+    /// Applies the entry at `position` that has changed the configuration to `voters`, or to nothing else if `None`.
+    pub fn reconfigure(&mut self, position: Position, voters: Option<Voters>) {
+        self.applied = position;
+        self.checks.changed();
+        if let Some(voters) = voters {
+            self.membership.voters = voters;
+        }
     }
 
     fn command(&mut self, command: Command) -> Result<Done, TreeError> {

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
+use crate::voters::Voters;
 use crate::wire::json;
 
 /// A member as the API shows it.
@@ -84,6 +85,29 @@ pub struct Membership {
     /// The version that all members have agreed on; empty until then.
     pub version: String,
     members: BTreeMap<u64, Member>,
+    /// Who of them votes.
+    pub voters: Voters,
+}
+
+/// The members as they were stored before votes were: all of them vote.
+#[derive(Serialize, Deserialize)]
+pub struct AllVote {
+    cluster_id: u64,
+    version: String,
+    members: BTreeMap<u64, Member>,
+}
+
+impl From<AllVote> for Membership {
+    fn from(AllVote { cluster_id, version, members }: AllVote) -> Membership {
+        let voters = Voters::from(members.keys().copied().collect::<Vec<_>>());
+        Membership { cluster_id, version, members, voters }
+    }
+}
+
+impl From<Membership> for AllVote {
+    fn from(Membership { cluster_id, version, members, .. }: Membership) -> AllVote {
+        AllVote { cluster_id, version, members }
+    }
 }
 
 impl Membership {
@@ -94,7 +118,8 @@ impl Membership {
         for id in members.keys() {
             sha.update(id.to_be_bytes());
         }
-        Membership { cluster_id: first_u64(&sha.finalize()), version: String::new(), members }
+        let voters = Voters::from(members.keys().copied().collect::<Vec<_>>());
+        Membership { cluster_id: first_u64(&sha.finalize()), version: String::new(), members, voters }
     }
 
     /// The members in order of their ids.

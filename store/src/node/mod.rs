@@ -9,20 +9,23 @@
 //! 3. messages that depend on them leave,
 //! 4. committed entries and confirmed reads are handed on.
 
+mod change;
 mod logger;
 mod refuse;
 mod storage;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
+pub use change::{Change, ChangeRefused, Step};
 use refuse::Stand;
 use storage::RaftStorage;
 pub use storage::SnapshotRequest;
 
 use crate::log::{LogError, LogStore};
 use crate::machine::Position;
+use crate::voters::Voters;
 
 /// Settings of one member.
 #[derive(Debug, Clone)]
@@ -65,6 +68,9 @@ pub enum CoreError {
         /// Where the applied state stands.
         applied: u64,
     },
+    /// A committed entry is no change of the members although it says so.
+    #[error("raft entry {0} should change the members and cannot be read; the raft log is damaged")]
+    Change(u64),
     /// A snapshot could not be taken over.
     #[error("taking over a snapshot: {0}")]
     Install(String),
@@ -101,7 +107,8 @@ pub struct Leadership {
 /// What one round of [`Core::process`] gives, in the order in which it must be carried out.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Entries to apply, in order.
+    /// Entries to apply, in order. One that changes the members has the configuration that this led to as its context
+    /// ([`Voters::decode`]), or none if it changed nothing.
     pub committed: Vec<Entry>,
     /// Reads that are linearizable once the entry at their index is applied.
     pub reads: Vec<ReadState>,
@@ -113,13 +120,14 @@ pub struct Core<L: LogStore> {
 }
 
 impl<L: LogStore> Core<L> {
-    /// A member whose applied state stands at `applied`, among `voters`.
+    /// A member whose applied state stands at `applied`, in the configuration that this state has. One that is to join
+    /// has the empty one until it is sent a snapshot.
     ///
     /// # Errors
     /// [`CoreError`] if the log does not go with the applied state.
     pub fn new(
         config: &CoreConfig,
-        voters: Vec<u64>,
+        voters: impl Into<Voters>,
         applied: Position,
         mut log: L,
     ) -> Result<Core<L>, CoreError> {
@@ -150,7 +158,7 @@ impl<L: LogStore> Core<L> {
             max_committed_size_per_ready: MAX_COMMITTED_BYTES,
             ..Config::default()
         };
-        let storage = RaftStorage::new(log, ConfState { voters, ..ConfState::default() }, applied);
+        let storage = RaftStorage::new(log, change::to_conf_state(&voters.into()), applied);
         let raw = RawNode::new(&raft_config, storage, &logger::to_tracing(config.id))?;
         Ok(Core { raw })
     }
@@ -181,7 +189,6 @@ impl<L: LogStore> Core<L> {
             leads: raft.state == StateRole::Leader,
             committed: raft.raft_log.committed,
             last_index: raft.raft_log.last_index(),
-            voters: self.raw.store().voters(),
             term_of: &|index| raft.raft_log.term(index).unwrap_or(0),
         };
         refuse::wrong_with(message, &stand)
@@ -201,6 +208,28 @@ impl<L: LogStore> Core<L> {
         message.from = self.raw.raft.id;
         message.set_entries(entries.collect::<Vec<_>>().into());
         self.raw.step(message).map_err(|_| Dropped)
+    }
+
+    /// Proposes a change of the members. It takes effect when it is applied.
+    ///
+    /// # Errors
+    /// [`ChangeRefused`]: it has not been proposed.
+    pub fn change_members(&mut self, change: &Change) -> Result<(), ChangeRefused> {
+        if !self.leadership().leads {
+            return Err(ChangeRefused::NotLeader);
+        }
+        if self.raw.raft.has_pending_conf() {
+            return Err(ChangeRefused::Pending);
+        }
+        let change = change.to_raft();
+        change::check(self.raw.raft.prs(), &change)?;
+        let proposed = self.raw.propose_conf_change(Vec::new(), change);
+        proposed.map_err(|error| ChangeRefused::Invalid(error.to_string()))
+    }
+
+    /// The configuration that is in force.
+    pub fn voters(&self) -> Voters {
+        change::from_conf_state(&self.raw.raft.prs().conf().to_conf_state())
     }
 
     /// Asks the leader to confirm that it still leads; the answer comes as a [`ReadState`] with this context,
@@ -227,7 +256,7 @@ impl<L: LogStore> Core<L> {
             .raft
             .prs()
             .iter()
-            .filter(|(id, _)| **id != me)
+            .filter(|(id, _)| **id != me && self.raw.raft.prs().conf().voters().contains(**id))
             .max_by_key(|(_, p)| (p.recent_active, p.matched));
         let (&to, _) = best?;
         self.raw.transfer_leader(to);
@@ -290,7 +319,7 @@ impl<L: LogStore> Core<L> {
     /// # Errors
     /// [`CoreError`].
     pub fn compact(&mut self, index: u64) -> Result<(), CoreError> {
-        Ok(self.raw.mut_store().log.compact(index)?)
+        Ok(self.raw.mut_store().compact(index)?)
     }
 
     /// Carries out what is due, in the order that the module's text gives. Returns `None` when nothing is due.
@@ -329,7 +358,35 @@ impl<L: LogStore> Core<L> {
             self.applied_to(index);
         }
         effects.committed.extend(light.take_committed_entries());
+        for entry in &mut effects.committed {
+            self.reconfigure(entry)?;
+        }
         Ok(Some(effects))
+    }
+
+    /// Carries out a change of the members that is committed, before any entry after it is.
+    fn reconfigure(&mut self, entry: &mut Entry) -> Result<(), CoreError> {
+        entry.context.clear();
+        if entry.get_entry_type() == EntryType::EntryNormal {
+            return Ok(());
+        }
+        let change = change::decode(&entry.data).ok_or(CoreError::Change(entry.index))?;
+        match self.raw.apply_conf_change(&change) {
+            Ok(conf_state) => {
+                let voters = change::from_conf_state(&conf_state);
+                tracing::info!(index = entry.index, ?voters, "the members have changed");
+                entry.context = voters.encode().into();
+                self.raw.mut_store().reconfigured(entry.index, conf_state);
+            }
+            // The same on every member, for it follows from the configuration before.
+            Err(error) => tracing::warn!(index = entry.index, %error, "the members stay as they are"),
+        }
+        if self.leadership().leads && !self.raw.raft.promotable() {
+            // The crate leaves this to us. Those who are left elect a leader of their own.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+        }
+        Ok(())
     }
 
     /// Tells raft how far the applied state stands.

@@ -4,7 +4,9 @@
 //! member must not stop because another one is broken, or because whoever reached its peer port without TLS wants it to.
 //! Nothing here refuses what a correct member sends.
 
-use raft::eraftpb::{EntryType, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
+
+use super::change;
 
 /// Where this member stands when a message arrives.
 pub(super) struct Stand<'a> {
@@ -16,8 +18,6 @@ pub(super) struct Stand<'a> {
     pub(super) committed: u64,
     /// Index of its last entry.
     pub(super) last_index: u64,
-    /// The members.
-    pub(super) voters: &'a [u64],
     /// The term of an entry that it has.
     pub(super) term_of: &'a dyn Fn(u64) -> u64,
 }
@@ -35,8 +35,8 @@ pub(super) fn wrong_with(message: &Message, stand: &Stand<'_>) -> Option<&'stati
     if asks == (message.term != 0) {
         return Some("it has a term where it must have none, or none where it must have one");
     }
-    if message.entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal) {
-        return Some("it changes the members, which no version of this store does yet");
+    if let Some(why) = message.entries.iter().find_map(|entry| wrong_kind(entry, asks)) {
+        return Some(why);
     }
     let numbers = [message.term, message.log_term, message.index, message.commit, message.reject_hint];
     if numbers.into_iter().any(|number| number > HIGHEST) || message.request_snapshot != 0 {
@@ -57,6 +57,18 @@ pub(super) fn wrong_with(message: &Message, stand: &Stand<'_>) -> Option<&'stati
     }
 }
 
+/// Only the leader proposes changes of the members. Raft takes what it cannot read for a damaged log and stops.
+fn wrong_kind(entry: &Entry, asks: bool) -> Option<&'static str> {
+    match entry.entry_type {
+        EntryType::EntryNormal => None,
+        EntryType::EntryConfChangeV2 if !asks && change::decode(&entry.data).is_some() => None,
+        EntryType::EntryConfChangeV2 if !asks => Some("it changes the members in a way that cannot be read"),
+        EntryType::EntryConfChangeV2 | EntryType::EntryConfChange => {
+            Some("it changes the members, which only a leader does, and in one way")
+        }
+    }
+}
+
 fn wrong_append(message: &Message, stand: &Stand<'_>) -> Option<&'static str> {
     let (mut index, mut term) = (message.index, message.log_term);
     let follows = message.entries.iter().all(|entry| {
@@ -74,16 +86,17 @@ fn wrong_append(message: &Message, stand: &Stand<'_>) -> Option<&'static str> {
         .then_some("it appends behind committed entries of a later term")
 }
 
+/// Ids in a configuration; fewer when those that are there twice are gone.
+fn count(state: &ConfState) -> usize {
+    let lists = [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next];
+    lists.iter().map(|ids| ids.len()).sum()
+}
+
 fn wrong_snapshot(message: &Message, stand: &Stand<'_>) -> Option<&'static str> {
     let meta = message.get_snapshot().get_metadata();
-    let state = meta.get_conf_state();
-    let (mut voters, mut known) = (state.voters.clone(), stand.voters.to_vec());
-    voters.sort_unstable();
-    known.sort_unstable();
-    let others =
-        !state.learners.is_empty() || !state.voters_outgoing.is_empty() || !state.learners_next.is_empty();
-    if others || state.auto_leave || voters != known {
-        return Some("its snapshot is of another set of members");
+    let voters = change::from_conf_state(meta.get_conf_state());
+    if count(meta.get_conf_state()) != count(&change::to_conf_state(&voters)) || !voters.is_sound() {
+        return Some("its snapshot is of a set of members that cannot be");
     }
     if meta.index > HIGHEST || meta.term > message.term {
         return Some("its snapshot is of a term or index that cannot be");
@@ -94,14 +107,11 @@ fn wrong_snapshot(message: &Message, stand: &Stand<'_>) -> Option<&'static str> 
 
 #[cfg(test)]
 mod tests {
-    use raft::eraftpb::Entry;
-
     use super::*;
 
     fn why(message: &Message) -> Option<&'static str> {
         let term_of = |index: u64| if index < 3 { 1 } else { 4 };
-        let voters = &[1, 2, 3];
-        let stand = Stand { term: 5, leads: true, committed: 6, last_index: 9, voters, term_of: &term_of };
+        let stand = Stand { term: 5, leads: true, committed: 6, last_index: 9, term_of: &term_of };
         wrong_with(message, &stand)
     }
 
@@ -125,6 +135,15 @@ mod tests {
         message
     }
 
+    fn change(kind: MessageType, term: u64, data: &[u8]) -> Message {
+        let mut entry = Entry { term: 4, index: 7, data: data.to_vec().into(), ..Entry::default() };
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        let mut message = message(kind, term);
+        (message.log_term, message.index) = (4, 6);
+        message.set_entries(vec![entry].into());
+        message
+    }
+
     #[test]
     fn what_members_send_passes() {
         for right in [
@@ -133,6 +152,8 @@ mod tests {
             append(1, 2, &[(4, 3)]),
             snapshot(4, 20, &[3, 1, 2]),
             snapshot(1, 2, &[1, 2, 3]),
+            snapshot(4, 20, &[2, 4]),
+            change(MessageType::MsgAppend, 5, &[]),
             message(MessageType::MsgRequestVote, 6),
             Message { commit: 9, ..message(MessageType::MsgHeartbeat, 5) },
             Message { index: 9, ..message(MessageType::MsgAppendResponse, 5) },
@@ -151,7 +172,10 @@ mod tests {
             (append(0, 30, &[]), "no term"),
             (append(3, 7, &[]), "later term"),
             (append(4, u64::MAX, &[(5, 0)]), "the like"),
-            (snapshot(4, 20, &[1, 2]), "another set"),
+            (snapshot(4, 20, &[1, 2, 2]), "members that cannot be"),
+            (snapshot(4, 20, &[]), "members that cannot be"),
+            (change(MessageType::MsgPropose, 0, &[]), "only a leader"),
+            (change(MessageType::MsgAppend, 5, &[0xff; 9]), "cannot be read"),
             (snapshot(6, 20, &[1, 2, 3]), "cannot be"),
             (snapshot(3, 20, &[1, 2, 3]), "earlier term"),
             (message(MessageType::MsgPropose, 0), "nothing"),

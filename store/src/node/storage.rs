@@ -1,6 +1,7 @@
 //! What the `raft` crate reads: the log through [`LogStore`], the voters, and a snapshot made on request.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
@@ -17,7 +18,9 @@ pub struct SnapshotRequest {
 
 pub(super) struct RaftStorage<L> {
     pub(super) log: L,
-    conf_state: ConfState,
+    /// The configuration from an index on: the applied state's at the start, and those that came since. A snapshot needs
+    /// the one at its own index, which may be behind what is committed.
+    conf_states: VecDeque<(u64, ConfState)>,
     /// Index of the applied state when this member started; the stored commit index may be behind it.
     applied: u64,
     snapshots: RefCell<Snapshots>,
@@ -37,7 +40,8 @@ const IDLE_TICKS: usize = 600;
 
 impl<L: LogStore> RaftStorage<L> {
     pub(super) fn new(log: L, conf_state: ConfState, applied: Position) -> RaftStorage<L> {
-        RaftStorage { log, conf_state, applied: applied.index, snapshots: RefCell::default() }
+        let conf_states = VecDeque::from([(applied.index, conf_state)]);
+        RaftStorage { log, conf_states, applied: applied.index, snapshots: RefCell::default() }
     }
 
     pub(super) fn take_request(&mut self) -> Option<SnapshotRequest> {
@@ -54,7 +58,7 @@ impl<L: LogStore> RaftStorage<L> {
         snapshot.set_data(data.into());
         let meta = snapshot.mut_metadata();
         (meta.index, meta.term) = (position.index, position.term);
-        meta.set_conf_state(self.conf_state.clone());
+        meta.set_conf_state(self.conf_state_at(position.index).clone());
         *self.snapshots.get_mut() = Snapshots { ready: Some(snapshot), ..Snapshots::default() };
     }
 
@@ -72,9 +76,22 @@ impl<L: LogStore> RaftStorage<L> {
         }
     }
 
-    /// The members.
-    pub(super) fn voters(&self) -> &[u64] {
-        &self.conf_state.voters
+    fn conf_state_at(&self, index: u64) -> &ConfState {
+        let at = self.conf_states.iter().rev().find(|(from, _)| *from <= index);
+        &at.or(self.conf_states.front()).expect("there is one from the start").1
+    }
+
+    /// The entry at `index` has changed the configuration to this.
+    pub(super) fn reconfigured(&mut self, index: u64, conf_state: ConfState) {
+        self.conf_states.push_back((index, conf_state));
+    }
+
+    /// Drops entries up to `index`, and the configurations that no later snapshot can be in.
+    pub(super) fn compact(&mut self, index: u64) -> Result<(), LogError> {
+        while self.conf_states.get(1).is_some_and(|(from, _)| *from <= index) {
+            self.conf_states.pop_front();
+        }
+        self.log.compact(index)
     }
 
     /// Starts the log anew after a snapshot from the leader.
@@ -84,7 +101,7 @@ impl<L: LogStore> RaftStorage<L> {
         conf_state: ConfState,
         hard_state: Option<&HardState>,
     ) -> Result<(), LogError> {
-        self.conf_state = conf_state;
+        self.conf_states = VecDeque::from([(position.index, conf_state)]);
         self.log.reset(position, hard_state)
     }
 }
@@ -104,7 +121,8 @@ impl<L: LogStore> Storage for RaftStorage<L> {
         if hard_state.term < truncated.term {
             hard_state.term = truncated.term;
         }
-        Ok(RaftState { hard_state, conf_state: self.conf_state.clone() })
+        let conf_state = self.conf_state_at(self.applied).clone();
+        Ok(RaftState { hard_state, conf_state })
     }
 
     fn entries(

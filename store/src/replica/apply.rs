@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, EntryType};
 
 use super::compaction::{CHECKPOINT_BYTES, entry_bytes};
 use crate::machine::{Applied, Done, Machine, Position};
 use crate::tree::{Event, TreeError};
+use crate::voters::Voters;
 use crate::wire::command::DecodeError;
 
 /// Changed paths that the image may be behind before applying waits for it.
@@ -77,6 +78,10 @@ impl Applying {
         let mut batch = Batch { answers: Vec::with_capacity(entries.len()), ..Batch::default() };
         for entry in entries {
             let position = Position { index: entry.index, term: entry.term };
+            if entry.entry_type != EntryType::EntryNormal {
+                machine.reconfigure(position, Voters::decode(&entry.context));
+                continue;
+            }
             self.bytes += entry_bytes(&entry.data);
             let applied = machine.apply(position, &entry.data).map_err(|source| EntryError {
                 index: entry.index,

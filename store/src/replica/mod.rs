@@ -33,7 +33,8 @@ use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 
 use crate::log::LogStore;
 use crate::machine::Position;
-use crate::node::{Core, CoreError, Leadership, Shell};
+use crate::node::{Change, ChangeRefused, Core, CoreError, Leadership, Shell};
+use crate::voters::Voters;
 use crate::wire::command::{Command, Envelope, RequestId};
 use compaction::Tail;
 use duties::Duties;
@@ -171,6 +172,19 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     /// Takes an entry to replicate. It is proposed in the next round, together with the others.
     pub fn propose(&mut self, proposal: Proposal) {
         self.proposals.take(proposal);
+    }
+
+    /// Proposes a change of the members, in which nobody is waited for: it is done when [`Replica::voters`] says so.
+    ///
+    /// # Errors
+    /// [`ChangeRefused`]: it has not been proposed.
+    pub fn change_members(&mut self, change: &Change) -> Result<(), ChangeRefused> {
+        self.core.change_members(change)
+    }
+
+    /// The configuration that is in force at this member.
+    pub fn voters(&self) -> Voters {
+        self.core.voters()
     }
 
     /// Takes a read that wants to be linearizable; [`Replica::applied`] gives it back when it is.

@@ -168,7 +168,7 @@ fn start_threads(
 ) -> anyhow::Result<(Vec<thread::JoinHandle<()>>, Failures)> {
     let (voters, applied, index) = {
         let machine = shared.machine.read();
-        (machine.membership.ids(), machine.applied, machine.tree.index())
+        (machine.membership.voters.clone(), machine.applied, machine.tree.index())
     };
     let core_config = CoreConfig {
         id: shared.member_id,
@@ -176,7 +176,7 @@ fn start_threads(
         election_ticks: usize::try_from(config.election.as_millis() / config.heartbeat.as_millis())?,
         fixed_election_ticks: None,
     };
-    let alone = voters.len() == 1;
+    let alone = voters.is_only(shared.member_id);
     let mut core = Core::new(&core_config, voters, applied, disk.log)?;
     if alone {
         core.campaign();
