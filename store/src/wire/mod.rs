@@ -3,6 +3,7 @@
 pub mod command;
 pub mod json;
 pub mod peer;
+pub mod raft_message;
 pub mod transfer;
 pub mod v2;
 pub mod v2_request;

@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use protobuf::Message as _;
 use raft::eraftpb::{Message, Snapshot};
 use store::log::LogStore;
 use store::log::mem::MemLog;
 use store::machine::Position;
 use store::node::{Core, CoreConfig, Shell};
+use store::wire::raft_message;
 
 use super::byte;
 
@@ -59,7 +59,7 @@ pub(super) fn step(mut data: &[u8]) {
                 let length = usize::from(u16::from_be_bytes([byte(&mut data), byte(&mut data)]));
                 let (bytes, rest) = data.split_at(length.min(data.len()));
                 data = rest;
-                let Ok(mut message) = Message::parse_from_bytes(bytes) else { continue };
+                let Ok(mut message) = raft_message::decode(bytes) else { continue };
                 // The link refuses messages in another's name and to another.
                 (message.from, message.to) = (from, 1);
                 core.step(message);

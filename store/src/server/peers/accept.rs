@@ -7,8 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use protobuf::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::MessageType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,6 +28,7 @@ use super::{DIAL_TIMEOUT, REDIAL, WRITE_BUFFER};
 use crate::config::Url;
 use crate::membership::Membership;
 use crate::wire::peer::{HELLO_BYTES, Hello, Kind, PeerError, Purpose, Verdict};
+use crate::wire::raft_message;
 
 /// Connections that one member may have: its link, snapshots, and old ones whose end has not been noticed yet.
 const MAX_PER_MEMBER: usize = 8;
@@ -187,7 +187,7 @@ async fn serve(
                 return Err(LinkError::Refused("it sends a part of a snapshot among messages"));
             }
         }
-        let message = Message::parse_from_bytes(&body).map_err(|error| LinkError::Io(error.to_string()))?;
+        let message = raft_message::decode(&body).map_err(|error| LinkError::Io(error.to_string()))?;
         if message.from != hello.from || message.to != acceptor.shared.member_id {
             return Err(LinkError::Refused("it sends messages in another member's name"));
         }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use parking_lot::Mutex;
-use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
@@ -22,6 +21,7 @@ use super::link::insist;
 use super::spool::{Arriving, Spool, SpoolError};
 use crate::machine::Machine;
 use crate::wire::peer::Kind;
+use crate::wire::raft_message;
 use crate::wire::transfer::{Offer, Refusal, SnapshotId, TransferError, encode_have};
 
 /// A snapshot that has arrived, whole and sound.
@@ -189,7 +189,7 @@ fn check(
         return Err(refuse("it brings a snapshot without saying which"));
     }
     let Offer { id, message } = Offer::decode(&body)?;
-    let message = Message::parse_from_bytes(&message)
+    let message = raft_message::decode(&message)
         .map_err(|error| Failed(LinkError::Io(error.to_string()), Refusal::Damaged))?;
     let meta = message.get_snapshot().get_metadata();
     if message.from != sender || message.to != shared.member_id {
