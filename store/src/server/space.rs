@@ -115,7 +115,7 @@ impl Space {
     /// The reserve lies in `log_dir`. If there is little room at the start it is let go of, for starting needs some.
     pub fn open(log_dir: &Path, state_dir: &Path) -> Space {
         let reserve = log_dir.join(RESERVE_FILE);
-        let held = reserve.exists();
+        let held = reserve.metadata().is_ok_and(|reserve| reserve.len() >= RESERVE);
         let dirs = vec![log_dir.to_owned(), state_dir.to_owned()];
         let mut space = Space { dirs, reserve, held, level: Level::default(), room: Arc::default() };
         if space.least().is_some_and(|(free, _)| free < LOW) {
