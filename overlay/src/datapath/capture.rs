@@ -70,6 +70,8 @@ pub struct Frame {
     pub data: Vec<u8>,
     /// Frames that found no place since the one before.
     pub missing: u64,
+    /// What became of it where it went no further, else empty.
+    pub comment: String,
 }
 
 impl Capture {
@@ -90,16 +92,30 @@ impl Capture {
     #[inline]
     pub fn frame(&self, direction: Direction, time: impl FnOnce() -> SystemTime, parts: &[&[u8]]) {
         if self.is_on() {
-            self.offer(direction, time(), parts);
+            self.offer(direction, time(), String::new(), parts);
+        }
+    }
+
+    /// The same for a frame that goes no further; `comment` says why, and is only asked for while somebody captures.
+    #[inline]
+    pub fn dropped(
+        &self,
+        direction: Direction,
+        time: impl FnOnce() -> SystemTime,
+        comment: impl FnOnce() -> String,
+        frame: &[u8],
+    ) {
+        if self.is_on() {
+            self.offer(direction, time(), comment(), &[frame]);
         }
     }
 
     #[cold]
-    fn offer(&self, direction: Direction, time: SystemTime, parts: &[&[u8]]) {
+    fn offer(&self, direction: Direction, time: SystemTime, comment: String, parts: &[&[u8]]) {
         // Held by somebody only while a capture begins or ends, and then this frame is none of its.
         let Ok(session) = self.session.try_read() else { return };
         if let Some(session) = &*session {
-            session.offer(direction, time, parts);
+            session.offer(direction, time, comment, parts);
         }
     }
 
@@ -121,7 +137,7 @@ impl Capture {
 }
 
 impl Session {
-    fn offer(&self, direction: Direction, time: SystemTime, parts: &[&[u8]]) {
+    fn offer(&self, direction: Direction, time: SystemTime, comment: String, parts: &[&[u8]]) {
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
         let kept = length.min(self.snaplen);
         let place = match self.queue.try_reserve() {
@@ -136,7 +152,7 @@ impl Session {
         }
         let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let missing = self.gauge.missing.swap(0, Ordering::Relaxed);
-        place.send(Frame { direction, time, length, data, missing });
+        place.send(Frame { direction, time, length, data, missing, comment });
     }
 }
 

@@ -45,9 +45,8 @@ macro_rules! drops {
 
 drops! {
     /// A frame from the TAP or inside a datagram that is too short for its own headers, or whose lengths contradict each
-    /// other. Look at what sends it: `cli overlay datapath --pcap` shows those from the TAP, `tcpdump` on the underlay
-    /// those inside datagrams.
-    Malformed = "malformed", "frame shorter than its headers say: find its sender, with --pcap or with tcpdump on the underlay";
+    /// other. Look at what sends it: `cli overlay datapath --pcap`.
+    Malformed = "malformed", "frame shorter than its headers say: find its sender with --pcap";
     /// A unicast frame to a hardware address that is no peer's. Usual for moments around a peer's restart or expiry;
     /// lasting, the neighbour entries of the device and the leases disagree.
     UnknownDestination = "unknown_destination", "no peer has this VTEP MAC: compare `ip neigh show dev flannel.1` with the leases";

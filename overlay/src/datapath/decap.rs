@@ -8,6 +8,7 @@
 //! - an inner UDP super-frame also comes as one datagram, with the *inner* segment size in the control message.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 pub use super::assemble::Write;
 use super::assemble::{Assembler, At};
@@ -70,6 +71,8 @@ pub struct Decap {
     settings: DecapSettings,
     assembler: Assembler,
     drops: Vec<(Drop, Option<u32>)>,
+    /// Where what was dropped lies, in the same order.
+    refused: Vec<At>,
     received: Vec<Arrived>,
     /// The sender of the last packet: the next one is most likely its as well.
     sender: Option<([u8; 6], IpAddr, u32)>,
@@ -82,6 +85,7 @@ impl Decap {
             settings,
             assembler: Assembler::new(settings.mtu.get().into(), settings.udp_super_frames),
             drops: Vec::with_capacity(4096),
+            refused: Vec::with_capacity(4096),
             received: Vec::with_capacity(4096),
             sender: None,
         }
@@ -91,6 +95,7 @@ impl Decap {
     pub fn clear(&mut self) {
         self.assembler.clear();
         self.drops.clear();
+        self.refused.clear();
         self.received.clear();
     }
 
@@ -114,6 +119,11 @@ impl Decap {
         &self.drops
     }
 
+    /// What [`Decap::drops`] tells of, in the same order: the buffer, and its bytes in it. Some lie behind a VXLAN header.
+    pub fn refused(&self) -> impl Iterator<Item = (u32, Range<usize>)> {
+        self.refused.iter().map(|at| (at.buffer, at.start..at.start + at.bytes))
+    }
+
     /// Frames accepted in this batch from known peers, in the order they came.
     pub fn received(&self) -> &[Arrived] {
         &self.received
@@ -128,11 +138,13 @@ impl Decap {
         let inner = got.segment.filter(|_| whole);
         if bytes.is_empty() {
             self.drops.push((Drop::BadVxlan, None));
+            self.refused.push(At { buffer: got.buffer, start: 0, bytes: 0 });
         }
         for start in (0..got.bytes).step_by(size) {
             let at = At { buffer: got.buffer, start, bytes: size.min(got.bytes - start) };
             if let Err(dropped) = self.datagram(table, buffers, at, &got, inner) {
                 self.drops.push(dropped);
+                self.refused.push(at);
             }
         }
     }

@@ -35,6 +35,7 @@ const ENHANCED_PACKET: u32 = 6;
 /// overlap.
 mod option {
     pub(super) const END: u16 = 0;
+    pub(super) const COMMENT: u16 = 1;
     pub(super) const SHB_USERAPPL: u16 = 4;
     pub(super) const IF_NAME: u16 = 2;
     pub(super) const IF_DESCRIPTION: u16 = 3;
@@ -89,8 +90,9 @@ pub fn begin(out: &mut Vec<u8>, application: &str, name: &str, description: &str
     });
 }
 
-/// Appends one frame. `time` is since 1970, `length` the frame's own length, `data` what is kept of it, and `missing`
-/// how many frames were lost since the frame before.
+/// Appends one frame. `time` is since 1970, `length` the frame's own length, `data` what is kept of it, `missing` how many
+/// frames were lost since the frame before, and `comment` what there is to say of it, perhaps nothing; it is cut after
+/// 255 bytes.
 pub fn packet(
     out: &mut Vec<u8>,
     direction: Direction,
@@ -98,6 +100,7 @@ pub fn packet(
     length: u32,
     data: &[u8],
     missing: u64,
+    comment: &str,
 ) {
     block(out, ENHANCED_PACKET, |out| {
         out.extend(0u32.to_le_bytes()); // the first and only interface
@@ -110,14 +113,18 @@ pub fn packet(
         if missing > 0 {
             push_option(out, option::EPB_DROPCOUNT, &missing.to_le_bytes());
         }
+        if !comment.is_empty() {
+            text(out, option::COMMENT, comment);
+        }
         push_option(out, option::END, &[]);
     });
 }
 
 /// How many bytes [`packet`] appends for `kept` bytes of a frame.
-pub fn packet_bytes(kept: usize, missing: u64) -> usize {
+pub fn packet_bytes(kept: usize, missing: u64, comment: &str) -> usize {
     let dropcount = if missing > 0 { 12 } else { 0 };
-    8 + 20 + kept.next_multiple_of(4) + 8 + dropcount + 4 + 4
+    let comment = if comment.is_empty() { 0 } else { 4 + cut(comment).len().next_multiple_of(4) };
+    8 + 20 + kept.next_multiple_of(4) + 8 + dropcount + comment + 4 + 4
 }
 
 /// Appends the block that ends a finished capture: how many frames are in it and how many are missing.
@@ -160,11 +167,16 @@ fn push_option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
 }
 
 fn text(out: &mut Vec<u8>, code: u16, value: &str) {
+    push_option(out, code, cut(value).as_bytes());
+}
+
+/// At most 255 bytes, and whole letters.
+fn cut(value: &str) -> &str {
     let mut length = value.len().min(255);
     while !value.is_char_boundary(length) {
         length -= 1;
     }
-    push_option(out, code, &value.as_bytes()[..length]);
+    &value[..length]
 }
 
 fn pad(out: &mut Vec<u8>, written: usize) {
@@ -286,8 +298,8 @@ mod tests {
     fn small() -> Vec<u8> {
         let mut out = Vec::new();
         begin(&mut out, "overlayd", "flannel.1", "VXLAN 1", 262_144);
-        packet(&mut out, Direction::Outbound, Duration::new(1, 2), 60, &[0xaa; 5], 0);
-        packet(&mut out, Direction::Inbound, Duration::new(5, 6), 3, &[1, 2, 3], 7);
+        packet(&mut out, Direction::Outbound, Duration::new(1, 2), 60, &[0xaa; 5], 0, "");
+        packet(&mut out, Direction::Inbound, Duration::new(5, 6), 3, &[1, 2, 3], 7, "");
         end(&mut out, Duration::from_secs(9), 2, 11);
         out
     }
@@ -318,6 +330,21 @@ mod tests {
             ],
         ];
         assert_eq!(small(), expected.concat());
+    }
+
+    #[test]
+    fn a_comment_is_an_option_of_its_frame() {
+        let mut out = Vec::new();
+        packet(&mut out, Direction::Inbound, Duration::ZERO, 1, &[9], 2, "dropped");
+        let expected: &[&[u8]] = &[
+            &[
+                6, 0, 0, 0, 72, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0,
+                0,
+            ],
+            &[2, 0, 4, 0, 1, 0, 0, 0, 4, 0, 8, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+            b"\x01\x00\x07\x00dropped\0\0\0\0\0\x48\0\0\0",
+        ];
+        assert_eq!(out, expected.concat());
     }
 
     #[test]
@@ -379,10 +406,10 @@ mod tests {
         }
 
         #[test]
-        fn lengths_are_known_beforehand(data in proptest::collection::vec(any::<u8>(), 0..200), missing in 0u64..3) {
+        fn lengths_are_known_beforehand(data in proptest::collection::vec(any::<u8>(), 0..200), missing in 0u64..3, comment in ".{0,300}") {
             let mut out = Vec::new();
-            packet(&mut out, Direction::Inbound, Duration::MAX, 9, &data, missing);
-            prop_assert_eq!(out.len(), packet_bytes(data.len(), missing));
+            packet(&mut out, Direction::Inbound, Duration::MAX, 9, &data, missing, &comment);
+            prop_assert_eq!(out.len(), packet_bytes(data.len(), missing, &comment));
             out.clear();
             end(&mut out, Duration::ZERO, 0, missing);
             prop_assert_eq!(out.len(), END_BYTES);

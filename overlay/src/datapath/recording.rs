@@ -146,12 +146,13 @@ impl File {
 
     /// Appends a frame, or nothing and `false` if it is one too many. The end of the file has its place in any case.
     pub fn packet(&mut self, frame: &Frame, out: &mut Vec<u8>) -> bool {
-        let bytes = pcapng::packet_bytes(frame.data.len(), frame.missing) as u64;
+        let bytes = pcapng::packet_bytes(frame.data.len(), frame.missing, &frame.comment) as u64;
         if self.is_full() || self.bytes + bytes + pcapng::END_BYTES as u64 > self.limits.bytes {
             return false;
         }
         let length = u32::try_from(frame.length).unwrap_or(u32::MAX);
-        pcapng::packet(out, frame.direction, frame.time, length, &frame.data, frame.missing);
+        let Frame { direction, time, data, missing, comment, .. } = frame;
+        pcapng::packet(out, *direction, *time, length, data, *missing, comment);
         self.packets += 1;
         self.bytes += bytes;
         self.missing += frame.missing;
@@ -247,7 +248,14 @@ mod tests {
 
     fn frame(bytes: usize, missing: u64) -> Frame {
         let time = Duration::from_secs(1);
-        Frame { direction: Direction::Inbound, time, length: bytes, data: vec![7; bytes], missing }
+        Frame {
+            direction: Direction::Inbound,
+            time,
+            length: bytes,
+            data: vec![7; bytes],
+            missing,
+            comment: "x".repeat(bytes % 7),
+        }
     }
 
     fn scan(bytes: &[u8]) -> Scanner {
@@ -316,7 +324,7 @@ mod tests {
             file.end(Duration::ZERO, 3, &mut bytes);
             assert!(bytes.len() <= 4096, "{size}: {}", bytes.len());
             assert!(
-                bytes.len() + pcapng::packet_bytes(size, 1) > 4096,
+                bytes.len() + pcapng::packet_bytes(size, 1, "123456") > 4096,
                 "{size}: there was place for one more"
             );
             let scanner = scan(&bytes);

@@ -31,6 +31,7 @@ use super::spin::Spin;
 use super::table::{Shared, Table};
 use super::vnet::{LEN as VNET_BYTES, Vnet};
 use super::wait::EventFd;
+use crate::wire::vxlan;
 
 /// Frames read from the TAP before they are sent.
 const TAP_BATCH: usize = 64;
@@ -228,13 +229,14 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
 
     fn one_frame(&mut self, index: usize, length: usize) {
         let buffer = &mut self.frames[index];
-        if self.common.capture.is_on() {
-            let frame = &buffer[VNET_BYTES.min(length)..length];
-            self.common.capture.frame(Direction::Outbound, SystemTime::now, &[frame]);
-        }
         let place = u32::try_from(index).unwrap_or(0);
         let destination = mac_at(buffer[..length].iter(), VNET_BYTES);
-        match self.encap.push(&self.table, buffer, place, length) {
+        let pushed = self.encap.push(&self.table, buffer, place, length);
+        if self.common.capture.is_on() {
+            let frame = &self.frames[index][VNET_BYTES.min(length)..length];
+            self.captured(pushed, frame);
+        }
+        match pushed {
             Pushed::Queued => {}
             Pushed::Dropped(reason) => {
                 self.counters.count_drop(reason, 1);
@@ -258,6 +260,30 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
                     self.reply();
                 }
             }
+        }
+    }
+
+    /// Shows a frame of the device's, and what became of it, to whoever captures.
+    #[cold]
+    fn captured(&self, pushed: Pushed, frame: &[u8]) {
+        let (capture, out) = (&self.common.capture, Direction::Outbound);
+        let reason = match pushed {
+            Pushed::Queued | Pushed::Answered(_) => return capture.frame(out, SystemTime::now, &[frame]),
+            Pushed::Dropped(reason) => reason,
+            Pushed::TooBig => Drop::TooBig,
+        };
+        capture.dropped(out, SystemTime::now, || format!("dropped: {reason}"), frame);
+    }
+
+    /// Shows what was refused of the peers' to whoever captures, without the VXLAN header where it has one.
+    #[cold]
+    fn captured_refused(&self) {
+        for ((reason, _), (buffer, range)) in self.decap.drops().iter().zip(self.decap.refused()) {
+            let bytes = &self.datagrams[buffer as usize][range];
+            let frame = vxlan::decode(bytes).map_or(bytes, |(_, frame)| frame);
+            let from = self.received[buffer as usize].from;
+            let comment = || format!("dropped: {reason}, from {from}");
+            self.common.capture.dropped(Direction::Inbound, SystemTime::now, comment, frame);
         }
     }
 
@@ -339,6 +365,9 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             if let Some(peer) = peer {
                 self.table.entry(*peer).counters.count_drop(1);
             }
+        }
+        if self.common.capture.is_on() {
+            self.captured_refused();
         }
         // Runs of the same peer are counted in one go.
         for run in self.decap.received().chunk_by(|a, b| a.peer == b.peer) {

@@ -627,5 +627,46 @@ async fn a_capture_shows_frames_of_both_ways_without_their_offload_header() {
     }
     assert_eq!((frames[0].direction, frames[1].direction), (Direction::Outbound, Direction::Inbound));
     assert_eq!((&frames[0].data, &frames[1].data), (&first.unfilled().0, &second.frame()));
+    assert!(frames.iter().all(|frame| frame.comment.is_empty()));
     assert!(frames.iter().all(|frame| frame.time > Duration::from_secs(1 << 30)));
+}
+
+#[tokio::test]
+async fn a_capture_shows_what_goes_no_further_and_why() {
+    let rig = Rig::new(Duration::ZERO);
+    let mut reader = rig.capture.start(100_000).unwrap();
+    let nobodys = Packet { destination: [2, 0, 0, 0, 0, 77], ..out(udp(9)) };
+    let strangers = Packet { source: [2, 0, 0, 0, 0, 77], ..back(udp(9)) };
+    rig.host_sends([nobodys.whole(), out(udp(3000)).whole()]);
+    rig.settle();
+    let known = back(udp(1)).frame();
+    // In one buffer, as the kernel glues them: the first is fine.
+    let glued = [&HEADER, &back(udp(9)).frame()[..], &HEADER, &strangers.frame()[..]].concat();
+    let segment = u16::try_from(glued.len() / 2).unwrap();
+    rig.shore.with(|kernel| {
+        let from = ([192, 0, 2, 2], 5000).into();
+        kernel.to_receive.extend([
+            Ok((glued, Some(segment), from, 0)),
+            Ok((vec![7; 20], None, from, 0)),
+            Ok(([&HEADER, &known[..]].concat(), None, ([192, 0, 2, 3], 5000).into(), 0)),
+        ]);
+    });
+    rig.shore.work.wake();
+    rig.settle();
+    let mut frames = Vec::new();
+    while frames.len() < 6 {
+        reader.receive(&mut frames, 10).await;
+    }
+    let dropped: Vec<_> = frames.iter().filter(|f| !f.comment.is_empty()).collect();
+    let expected = [
+        ("dropped: unknown_destination", nobodys.frame()),
+        ("dropped: too_big", out(udp(3000)).frame()),
+        ("dropped: unknown_source, from 192.0.2.2:5000", strangers.frame()),
+        ("dropped: bad_vxlan, from 192.0.2.2:5000", vec![7; 20]),
+        ("dropped: spoofed_source, from 192.0.2.3:5000", known),
+    ];
+    assert_eq!(dropped.len(), expected.len());
+    for (frame, (comment, data)) in dropped.iter().zip(&expected) {
+        assert_eq!((frame.comment.as_str(), &frame.data), (*comment, data));
+    }
 }

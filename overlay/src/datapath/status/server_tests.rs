@@ -241,7 +241,7 @@ async fn a_capture_comes_while_it_runs_and_ends_at_its_limit() {
     }
     assert_eq!(
         rest.len(),
-        3 * crate::datapath::pcapng::packet_bytes(60, 0) + crate::datapath::pcapng::END_BYTES
+        3 * crate::datapath::pcapng::packet_bytes(60, 0, "") + crate::datapath::pcapng::END_BYTES
     );
 }
 
