@@ -59,3 +59,44 @@ fn it_answers_as_the_log_in_memory_does_also_after_a_restart() {
         assert_alike(&EngineLog::open(dir.path()).unwrap(), &mem);
     }
 }
+
+/// raft-engine moves the few entries that keep an old file alive to another. Once the file is gone that says that they
+/// were replaced, they are there again after a restart.
+#[test]
+fn entries_that_were_replaced_do_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = Sizes { file: 4 << 10, purge: 16 << 10 };
+    let open = || EngineLog::open_on(OsDisk, dir.path(), sizes).unwrap();
+    let mut log = open();
+    // Entries of one index, one after the other, so that files are begun and few entries are in them.
+    let fill = |log: &mut EngineLog, index| {
+        for term in 10..40 {
+            let data = vec![7; 1000].into();
+            log.append(vec![Entry { index, term, data, ..Entry::default() }], None, true).unwrap();
+        }
+    };
+    log.reset(Position { index: 3, term: 1 }, None).unwrap();
+    log.append(entries(4..=20, 2), None, true).unwrap();
+    fill(&mut log, 21);
+    log.compact(5).unwrap();
+    let moved = dir.path().join("0000000000000001.rewrite");
+    assert!(moved.metadata().unwrap().len() > 1000, "nothing was moved: the test tests nothing");
+    log.append(entries(10..=11, 41), None, true).unwrap();
+    fill(&mut log, 12);
+    log.compact(12).unwrap();
+    assert!(
+        !dir.path().join("0000000000000002.raftlog").exists(),
+        "nothing was removed: the test tests nothing"
+    );
+    for _ in 0..2 {
+        drop(log);
+        log = open();
+        assert_eq!((log.truncated().index, log.last_index()), (12, 12));
+        assert_eq!(log.term(13).unwrap(), None);
+    }
+    log.append(entries(13..=13, 42), None, true).unwrap();
+    drop(log);
+    log = open();
+    assert_eq!((log.truncated().index, log.last_index(), log.term(13).unwrap()), (12, 13, Some(42)));
+    assert_eq!(indexes(&log.entries(13, 14, u64::MAX).unwrap()), [(13, 42)]);
+}
