@@ -200,31 +200,45 @@ impl LogStore for SimLog {
 
 /// The image of one member's applied state.
 pub(crate) struct SimImage {
-    /// Every version that a crash may fall back to; the first is safe.
-    versions: Vec<Version>,
+    /// What is safe.
+    base: MemState,
+    /// What has changed since: a crash may fall back to any point between.
+    changes: Vec<Change>,
 }
 
-struct Version {
-    state: MemState,
+struct Change {
+    what: Written,
     safe_from: Option<Nanos>,
+}
+
+enum Written {
+    Delta(Box<Delta>),
+    Whole(Box<MemState>),
 }
 
 /// Whom the images belong to; the simulator reads it nowhere.
 const IDENTITY: Identity = Identity { cluster_id: 1, member_id: 1 };
 
+fn whole(machine: &Machine) -> MemState {
+    let mut state = MemState::default();
+    state.replace(IDENTITY, machine).expect("memory does not fail");
+    state
+}
+
 impl SimImage {
     pub(crate) fn new(machine: &Machine) -> SimImage {
-        let mut state = MemState::default();
-        state.replace(IDENTITY, machine).expect("memory does not fail");
-        SimImage { versions: vec![Version { state, safe_from: Some(0) }] }
-    }
-
-    fn latest(&self) -> &Version {
-        self.versions.last().expect("there is always one")
+        SimImage { base: whole(machine), changes: Vec::new() }
     }
 
     pub(crate) fn load(&self) -> Result<Machine, String> {
-        match self.latest().state.load() {
+        let mut state = self.base.clone();
+        for change in &self.changes {
+            match &change.what {
+                Written::Delta(delta) => state.write(delta).expect("memory does not fail"),
+                Written::Whole(whole) => state.clone_from(whole),
+            }
+        }
+        match state.load() {
             Ok(Some((_, machine))) => Ok(machine),
             Ok(None) => Err("the image is gone".to_owned()),
             Err(error) => Err(error.to_string()),
@@ -232,34 +246,36 @@ impl SimImage {
     }
 
     /// Writes a delta; with `sync` it is safe from `done` on.
-    pub(crate) fn write(&mut self, delta: &Delta, sync: bool, done: Nanos) {
-        let mut state = self.latest().state.clone();
-        state.write(delta).expect("memory does not fail");
-        self.versions.push(Version { state, safe_from: sync.then_some(done) });
+    pub(crate) fn write(&mut self, delta: Delta, sync: bool, done: Nanos) {
+        self.changes.push(Change { what: Written::Delta(Box::new(delta)), safe_from: sync.then_some(done) });
     }
 
     /// Takes the place of everything, safe from `done` on.
     pub(crate) fn replace(&mut self, machine: &Machine, done: Nanos) {
-        let mut state = self.latest().state.clone();
-        state.replace(IDENTITY, machine).expect("memory does not fail");
-        self.versions.push(Version { state, safe_from: Some(done) });
+        let what = Written::Whole(Box::new(whole(machine)));
+        self.changes.push(Change { what, safe_from: Some(done) });
     }
 
-    /// Forgets the versions that nothing can bring back at `now`.
+    /// Makes safe what nothing can undo at `now`.
     pub(crate) fn settle(&mut self, now: Nanos) {
-        let safe =
-            self.versions.iter().rposition(|version| version.safe_from.is_some_and(|from| from <= now));
-        self.versions.drain(..safe.unwrap_or(0));
+        let safe = self.changes.iter().rposition(|change| change.safe_from.is_some_and(|from| from <= now));
+        for change in self.changes.drain(..safe.map_or(0, |at| at + 1)) {
+            match change.what {
+                Written::Delta(delta) => self.base.write(&delta).expect("memory does not fail"),
+                Written::Whole(whole) => self.base = *whole,
+            }
+        }
     }
 
-    /// The power fails. Returns how many versions the image falls back.
+    /// The power fails. Returns how many writes the image falls back.
     pub(crate) fn crash(&mut self, now: Nanos, dice: &mut Dice) -> usize {
         self.settle(now);
-        let back = dice.below(self.versions.len() as u64);
-        let back = usize::try_from(back).expect("it is one of them");
-        self.versions.truncate(self.versions.len() - back);
-        if let Some(latest) = self.versions.last_mut() {
-            latest.safe_from = Some(now);
+        let kept = dice.below(self.changes.len() as u64 + 1);
+        let kept = usize::try_from(kept).expect("it is one of them");
+        let back = self.changes.len() - kept;
+        self.changes.truncate(kept);
+        if let Some(last) = self.changes.last_mut() {
+            last.safe_from = Some(now);
         }
         self.settle(now);
         back

@@ -1,6 +1,7 @@
 //! The course of a run: troubles, recovery, and a last look at everything.
 
 use store::log::LogStore as _;
+use store::voters::Voters;
 
 use crate::checks::Broken;
 use crate::member::Running;
@@ -18,7 +19,8 @@ impl World {
         }
         self.calm_down()?;
         self.until("the members do not agree again", Self::is_settled)?;
-        let probes: Vec<usize> = self.ids().into_iter().map(|id| self.clients.probe(id, self.now)).collect();
+        let members = self.leading().map_or(Vec::new(), |(_, voters)| self.members_of(&voters));
+        let probes: Vec<usize> = members.iter().map(|id| self.clients.probe(*id, self.now)).collect();
         for op in &probes {
             self.begin(*op);
         }
@@ -40,31 +42,26 @@ impl World {
         Ok(())
     }
 
-    /// One leader that all follow, equal states, nobody waits, everybody watches.
+    /// One leader that all members follow, equal states, no change half done, nobody waits, everybody watches.
     fn is_settled(&self) -> bool {
-        let mut running = self.hosts.values().map(|host| host.running.as_ref());
-        let Some(Some(first)) = running.next() else { return false };
-        let (leader, applied) = (first.replica.leadership().leader, first.body.machine.applied);
-        let Some(leading) = self.hosts.get(&leader).and_then(|host| host.running.as_ref()) else {
-            return false;
+        let Some((leader, voters)) = self.leading() else { return false };
+        let Some(first) = self.hosts[&leader].running.as_ref() else { return false };
+        let (applied, membership) = (first.body.machine.applied, &first.body.machine.membership);
+        let settled = |running: &Running| {
+            running.replica.leadership().leader == leader
+                && running.body.machine.applied == applied
+                && running.body.machine.membership == *membership
         };
-        let same = |running: Option<&Running>| {
-            running.is_some_and(|running| {
-                let sees = running.replica.leadership();
-                sees.leader == leader
-                    && running.body.machine.applied == applied
-                    && running.body.machine.membership == first.body.machine.membership
-            })
-        };
-        leading.replica.leadership().leads
-            && leading.replica.log().last_index() == applied.index
-            && same(Some(first))
-            && running.all(same)
+        let watches = |(id, life): (u64, u64)| voters.has(id) && self.hosts[&id].life == life;
+        first.replica.log().last_index() == applied.index
+            && !voters.is_joint()
+            && self.members_of(&voters).iter().all(|id| self.hosts[id].running.as_ref().is_some_and(settled))
             && self.clients.waiting.iter().all(Option::is_none)
-            && self
-                .watchers
-                .iter()
-                .all(|watcher| watcher.on().is_some_and(|(id, life)| self.hosts[&id].life == life))
+            && self.watchers.iter().all(|watcher| watcher.on().is_some_and(watches))
+    }
+
+    fn members_of(&self, voters: &Voters) -> Vec<u64> {
+        self.ids().into_iter().filter(|id| voters.has(*id)).collect()
     }
 
     /// Where everybody stands, for people.
@@ -78,8 +75,10 @@ impl World {
                 let commit = log.hard_state().commit;
                 format!(
                     "\n  {id:x} sees leader {:x} in term {}; log {first} to {last}, commit {commit}, \
-                     applied {applied}, {tasks} tasks",
-                    seen.leader, seen.term
+                     applied {applied}, {tasks} tasks; {:x?}",
+                    seen.leader,
+                    seen.term,
+                    running.replica.voters()
                 )
             }
         };

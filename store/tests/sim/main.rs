@@ -12,6 +12,7 @@ mod ending;
 mod faults;
 mod linear;
 mod member;
+mod members;
 mod mutant;
 mod network;
 mod report;
@@ -31,10 +32,10 @@ use world::{Plan, World};
 /// Seeds that run every time.
 const FIXED: std::ops::RangeInclusive<u64> = 1..=12;
 /// Seeds within which a planted bug must be found.
-const MUTANT_SEEDS: u64 = 20;
+const MUTANT_SEEDS: u64 = 60;
 
 /// What the fixed seeds must meet.
-const MUST_OCCUR: [&str; 40] = [
+const MUST_OCCUR: [&str; 48] = [
     "bulk writes",
     "checkpoint",
     "clients: gave up on what happened",
@@ -61,6 +62,14 @@ const MUST_OCCUR: [&str; 40] = [
     "fault: unsynced log writes lost",
     "leader deposed",
     "leader elected",
+    "members: a leader removed itself",
+    "members: joint change done",
+    "members: joint, left by hand",
+    "members: joint, left by the leader",
+    "members: learner added",
+    "members: refused, another is pending",
+    "members: voter added",
+    "members: voter removed",
     "op: compare and delete",
     "op: compare and swap",
     "op: compare, refused",

@@ -133,7 +133,7 @@ impl Running {
             heartbeat_ticks: 1,
             fixed_election_ticks: Some(start.election_ticks),
         };
-        let voters = machine.membership.ids();
+        let voters = machine.membership.voters.clone();
         let core = Core::new(&config, voters, machine.applied, start.log.clone())
             .map_err(|error| format!("member {} cannot start: {error}", start.id))?;
         let settings = Settings {
@@ -359,7 +359,7 @@ impl Body {
                 for change in done.outcomes() {
                     hub.notify(change);
                     checks.event(id, &change.event, around.now);
-                    outcome = hash(&[&u64::to_be_bytes(outcome), format!("{:?}", change.event).as_bytes()]);
+                    outcome = hash(&[&u64::to_be_bytes(outcome), &change.event.index().to_be_bytes()]);
                 }
             };
             let batch = self
@@ -391,8 +391,9 @@ impl Body {
         image.settle(now);
         let delta = Delta::take(&mut self.machine, self.written);
         self.written = delta.index;
-        image.write(&delta, sync, now + time);
-        delta.applied.index
+        let index = delta.applied.index;
+        image.write(delta, sync, now + time);
+        index
     }
 }
 

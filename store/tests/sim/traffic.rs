@@ -12,6 +12,24 @@ use crate::time::{MICRO, MILLI, SECOND};
 use crate::world::{CLIENTS, Event, World};
 
 impl World {
+    /// Members that run and believe to be such: clients know no better.
+    fn serving(&self) -> Vec<u64> {
+        let believes = |id: &u64| {
+            self.hosts[id].running.as_ref().is_some_and(|running| running.replica.voters().has(*id))
+        };
+        self.ids().into_iter().filter(believes).collect()
+    }
+
+    /// In calm times nobody watches on a host that is no member any more.
+    pub(crate) fn leave_former_members(&mut self) {
+        let Some((_, voters)) = self.leading() else { return };
+        for id in self.ids() {
+            if !voters.has(id) {
+                self.end_watches(id);
+            }
+        }
+    }
+
     /// Watchers of a member take what waits for them; those that were cut off look for another one.
     pub(crate) fn drain_watches(&mut self, id: u64, life: u64) {
         for watcher in 0..self.watchers.len() {
@@ -35,18 +53,21 @@ impl World {
 
     pub(crate) fn watch_later(&mut self, watcher: usize) {
         let long = self.dice.per_mille(200) && !self.calm;
-        let pause = self.dice.between(MILLI, if long { 8 * SECOND } else { 300 * MILLI });
+        let pause = self.dice.between(MILLI, if long { 13 * SECOND } else { 300 * MILLI });
         self.after(pause, Event::Watch { watcher });
     }
 
     pub(crate) fn watch(&mut self, watcher: usize) {
-        let ids = self.ids();
+        let ids = self.serving();
+        if ids.is_empty() {
+            self.watch_later(watcher);
+            return;
+        }
         let id = self.dice.pick(&ids);
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let life = host.life;
-        match &mut host.running {
-            Some(running) => self.watchers[watcher].watch((id, life), &mut running.body, &mut self.report),
-            None => self.watch_later(watcher),
+        if let Some(running) = &mut host.running {
+            self.watchers[watcher].watch((id, life), &mut running.body, &mut self.report);
         }
     }
 
@@ -61,12 +82,12 @@ impl World {
         if self.calm && self.now > self.plan.troubled + 2 * SECOND {
             return;
         }
-        let ids = self.ids();
-        let id = self.dice.pick(&ids);
-        if self.hosts[&id].running.is_none() {
+        let ids = self.serving();
+        if ids.is_empty() {
             self.think(Some(client));
             return;
         }
+        let id = self.dice.pick(&ids);
         let op = self.clients.ask(client, id, self.now, &mut self.dice);
         self.begin(op);
     }
@@ -99,7 +120,7 @@ impl World {
             return;
         }
         let ids = self.ids();
-        let (id, count) = (self.dice.pick(&ids), self.dice.between(1, 40));
+        let (id, count) = (self.dice.pick(&ids), self.dice.between(1, 60));
         let (now, base) = (self.now, self.base);
         if let Some(running) = self.hosts.get_mut(&id).and_then(|host| host.running.as_mut()) {
             for n in 0..count {

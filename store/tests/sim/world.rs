@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use raft::eraftpb::{Message, MessageType};
 use store::log::LogStore as _;
-use store::machine::Machine;
+use store::machine::{Alarms, Machine, Position};
 use store::membership::{Member as Named, Membership};
+use store::tree::Tree;
 use store::wire::command::Command;
 
 use crate::checks::{Broken, Checks};
@@ -36,6 +37,7 @@ pub(crate) enum Event {
     Look { id: u64, life: u64, op: usize },
     GiveUp { op: usize },
     Watch { watcher: usize },
+    Members,
     Fault,
     Mend { fault: Fault },
 }
@@ -52,6 +54,21 @@ pub(crate) struct Host {
     applies: bool,
     /// When it last saw another leader or term.
     pub(crate) seen_since: Nanos,
+}
+
+impl Host {
+    fn new(machine: &Machine, early: bool, dice: Dice) -> Host {
+        Host {
+            life: 0,
+            running: None,
+            log: SimLog::new(machine.applied, early, dice),
+            image: SimImage::new(machine),
+            clock_offset_ns: 0,
+            paused: 0,
+            applies: false,
+            seen_since: 0,
+        }
+    }
 }
 
 /// Size and length of a run.
@@ -83,11 +100,15 @@ pub(crate) struct World {
     pub(crate) report: Report,
     /// Faults are over.
     pub(crate) calm: bool,
+    /// Index of the last change of the members that was counted.
+    pub(crate) members_seen: u64,
     trace: VecDeque<String>,
 }
 
 /// Events of a trace that are kept.
 const TRACE: usize = 150;
+/// Hosts with a new member that may be asked to join.
+const SPARES: u64 = 2;
 pub(crate) const CLIENTS: usize = 5;
 
 #[expect(clippy::disallowed_methods, reason = "a point to count virtual time from; only differences matter")]
@@ -101,21 +122,9 @@ impl World {
         let mut machine = Machine::bootstrap(membership(plan.members));
         machine.tree.take_dirty();
         let early = plan.mutant == Some(Mutant::AckBeforeSync);
-        let host = |id| {
-            let log = SimLog::new(machine.applied, early, dice.split());
-            let host = Host {
-                life: 0,
-                running: None,
-                log,
-                image: SimImage::new(&machine),
-                clock_offset_ns: 0,
-                paused: 0,
-                applies: false,
-                seen_since: 0,
-            };
-            (id, host)
-        };
-        let hosts = machine.membership.ids().into_iter().map(host).collect();
+        let host = |id| (id, Host::new(&machine, early, dice.split()));
+        let mut hosts: BTreeMap<u64, Host> = machine.membership.ids().into_iter().map(host).collect();
+        hosts.extend((1..=SPARES).map(|n| spare(plan.members + n, early, dice.split())));
         let watched = [("/1", true), ("/1", true), ("/1/a", false), ("/1/c", true), ("/1", true)];
         let mut world = World {
             plan,
@@ -132,6 +141,7 @@ impl World {
             watchers: watched.iter().map(|(path, recursive)| Watcher::new(path, *recursive)).collect(),
             report: Report::default(),
             calm: false,
+            members_seen: 0,
             trace: VecDeque::new(),
         };
         for event in machine.tree.history().iter() {
@@ -144,6 +154,7 @@ impl World {
         (0..world.watchers.len()).for_each(|watcher| world.after(MILLI, Event::Watch { watcher }));
         world.after(300 * MILLI, Event::Bulk);
         world.after(SECOND, Event::Fault);
+        world.after(SECOND, Event::Members);
         Ok(world)
     }
 
@@ -208,6 +219,7 @@ impl World {
                 self.think(client);
             }
             Event::Watch { watcher } => self.watch(watcher),
+            Event::Members => self.change_members(),
             Event::Fault => self.fault(),
             Event::Mend { fault } => self.mend(fault)?,
         }
@@ -319,6 +331,8 @@ impl World {
         let is = running.replica.leadership();
         let next = running.replica.next_tick().duration_since(self.base).as_nanos();
         let next = Nanos::try_from(next).unwrap_or(Nanos::MAX);
+        let removed = was.leads && !is.leads && !running.replica.voters().has(id);
+        self.report.add("members: a leader removed itself", u64::from(removed));
         if was != is {
             host.seen_since = now;
             self.report.add("leader elected", u64::from(is.leads && !was.leads));
@@ -395,9 +409,11 @@ impl World {
             dice: &mut self.dice,
         };
         let mut results = Results::default();
+        let before = running.body.machine.membership.voters.clone();
         if running.body.next_task(&mut around, &mut results)? {
             self.input(id, Input::Wake);
         }
+        self.count_members(id, &before);
         if self.calm || !self.dice.per_mille(300) {
             self.drain_watches(id, life);
         }
@@ -452,7 +468,17 @@ impl World {
     }
 }
 
+fn named(n: u64) -> Named {
+    Named::bootstrap(&format!("n{n}"), &[format!("http://h{n}:2380")], "sim")
+}
+
 fn membership(members: u64) -> Membership {
-    let named = |n| Named::bootstrap(&format!("n{n}"), &[format!("http://h{n}:2380")], "sim");
     Membership::bootstrap((1..=members).map(named).collect())
+}
+
+/// A host whose member knows of nobody yet: it is told everything once it is asked to join.
+fn spare(n: u64, early: bool, dice: Dice) -> (u64, Host) {
+    let nothing =
+        Machine::new(Tree::new(), Membership::bootstrap(vec![]), Alarms::default(), Position::default());
+    (named(n).id, Host::new(&nothing, early, dice))
 }
