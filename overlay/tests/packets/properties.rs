@@ -261,6 +261,8 @@ fn received(settings: DecapSettings, table: &Table, buffer: &[u8], got: &Datagra
             && datagram[0] & 8 == 8
             && datagram[4..7] == [0, 0, 1]
             && (known || !settings.source_check)
+            && datagram[14] & 1 == 0
+            && ![[0; 6], settings.mac.octets()].iter().any(|mac| datagram[14..20] == *mac)
     });
     ours.flat_map(|datagram| packets_in(settings, &datagram[8..], if whole { size } else { 0 })).collect()
 }
