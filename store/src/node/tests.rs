@@ -236,6 +236,42 @@ fn led_cluster() -> (Cluster, u64) {
     (cluster, leader)
 }
 
+#[test]
+fn a_change_is_proposed_only_by_a_leader_and_only_if_raft_can_carry_it_out() {
+    let (mut cluster, leader) = led_cluster();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let learner = Change::Simple(vec![Step::AddLearner(4)]);
+    let refused = cluster.members.get_mut(&follower).unwrap().core.change_members(&learner);
+    assert_eq!(refused, Err(ChangeRefused::NotLeader));
+    let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+    for impossible in [Change::LeaveJoint, Change::Joint([1, 2, 3].map(Step::Remove).to_vec())] {
+        let refused = core.change_members(&impossible);
+        assert!(matches!(refused, Err(ChangeRefused::Invalid(_))), "{impossible:?}: {refused:?}");
+    }
+    core.change_members(&learner).unwrap();
+    assert_eq!(core.change_members(&learner), Err(ChangeRefused::Pending));
+    assert_eq!(core.voters(), Voters::from(vec![1, 2, 3]), "it is not applied yet");
+}
+
+#[test]
+fn a_leader_that_is_removed_steps_down_and_the_others_elect_one() {
+    let (mut cluster, leader) = led_cluster();
+    let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+    core.change_members(&Change::Simple(vec![Step::Remove(leader)])).unwrap();
+    let left: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != leader).collect();
+    let elected = (0..200).find_map(|_| {
+        for id in [1, 2, 3] {
+            cluster.members.get_mut(&id).unwrap().core.tick();
+            cluster.process(id);
+        }
+        cluster.deliver();
+        let leads = |id: &&u64| cluster.members[*id].core.leadership().leads;
+        left.iter().find(leads).copied().filter(|_| !cluster.members[&leader].core.leadership().leads)
+    });
+    let new = elected.expect("one of the others leads, and the old leader does not");
+    assert_eq!(cluster.members[&new].core.voters(), Voters::from(left));
+}
+
 /// Found by the simulation: an append that carried nothing yet got entries that did not follow on it.
 #[test]
 fn an_append_begins_before_its_first_entry() {
@@ -306,4 +342,49 @@ fn reads_are_confirmed_by_a_quorum_only() {
         }
     }
     assert_eq!(confirmed, 1);
+}
+
+/// A follower that is away does not hold the log up; one that is being sent a snapshot needs what comes after it.
+#[test]
+fn the_log_is_needed_by_followers_that_are_there() {
+    let (mut cluster, leader) = led_cluster();
+    let away = if leader == 3 { 1 } else { 3 };
+    let last = |cluster: &Cluster| cluster.members[&leader].core.log().last_index();
+    let needed = |cluster: &Cluster| cluster.members[&leader].core.needed_after();
+    let go_on = |cluster: &mut Cluster| {
+        for _ in 0..25 {
+            let member = cluster.members.get_mut(&leader).unwrap();
+            member.core.tick();
+            let _ = member.core.propose([Bytes::from_static(b"more")]);
+            cluster.process(leader);
+            cluster.deliver();
+        }
+    };
+    let begun = last(&cluster);
+    cluster.cut = Some(away);
+    cluster.members.get_mut(&leader).unwrap().core.propose([Bytes::from_static(b"one")]).unwrap();
+    cluster.process(leader);
+    assert!(needed(&cluster).unwrap() <= begun, "nobody has said yet that it is away");
+    cluster.members.get_mut(&leader).unwrap().core.report_unreachable(away);
+    go_on(&mut cluster);
+    let kept = needed(&cluster).unwrap();
+    assert!(kept > begun + 10, "it is away, and the other one has more: {kept}");
+
+    cluster.members.get_mut(&leader).unwrap().core.compact(kept).unwrap();
+    cluster.cut = None;
+    let mut sending = None;
+    for _ in 0..50 {
+        let member = cluster.members.get_mut(&leader).unwrap();
+        member.core.tick();
+        cluster.process(leader);
+        sending = cluster.wire.iter().find(|m| m.get_msg_type() == MessageType::MsgSnapshot).cloned();
+        if sending.is_some() {
+            break;
+        }
+        cluster.deliver();
+    }
+    let index = sending.expect("it is back and needs a snapshot").get_snapshot().get_metadata().index;
+    assert_eq!(needed(&cluster), Some(index));
+    let follower = if away == 3 { 3 - leader } else { 6 - leader - away };
+    assert_eq!(cluster.members[&follower].core.needed_after(), None, "only a leader knows");
 }
