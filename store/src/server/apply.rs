@@ -50,6 +50,8 @@ pub struct Applier {
     pub inputs: SyncSender<Input>,
     /// The image thread.
     pub jobs: SyncSender<Job>,
+    /// Told when the last checkpoint is done.
+    pub checkpointed: Option<Receiver<()>>,
     /// What is decided here.
     pub applying: Applying,
 }
@@ -93,11 +95,25 @@ impl Applier {
             }
         }
         if checkpoint {
-            self.jobs.send(Job::Checkpoint).map_err(|_| ApplyError::Image)?;
+            self.checkpoint()?;
         }
         if write_image {
             self.write_image()?;
         }
+        Ok(())
+    }
+
+    /// Has a checkpoint made. Waits for the one before, for the log grows until that is done.
+    fn checkpoint(&mut self) -> Result<(), ApplyError> {
+        if let Some(before) = self.checkpointed.take() {
+            // If the image thread has ended, sending says so.
+            let _ = before.recv();
+        }
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        for job in [Job::Checkpoint, Job::Write(sender)] {
+            self.jobs.send(job).map_err(|_| ApplyError::Image)?;
+        }
+        self.checkpointed = Some(receiver);
         Ok(())
     }
 

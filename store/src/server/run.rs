@@ -197,6 +197,7 @@ fn start_threads(
         tasks: task_queue,
         inputs: inputs.clone(),
         jobs,
+        checkpointed: None,
         applying: Applying::new(shared.member_id, config.snapshot_count, applied.index)
             .since(driver.log_since_checkpoint()),
     };
