@@ -214,9 +214,12 @@ fn nothing_acknowledged_is_lost_at_whatever_call_the_power_goes() {
     }
 }
 
+/// With `WEFT_POWER_SEEDS` in the environment, for so many workloads.
 #[test]
 fn nothing_acknowledged_is_lost_in_workloads_drawn_at_random() {
-    for seed in 10..22 {
+    let seeds = std::env::var("WEFT_POWER_SEEDS").map_or(12, |seeds| seeds.parse().unwrap());
+    for seed in 10..10 + seeds {
+        println!("seed {seed}");
         let (disk, dir) = (TestDisk::default(), temp_dir());
         let steps = run(&disk, dir.path(), &workload(seed, 120));
         let mut draw = Draw(seed);
