@@ -8,10 +8,16 @@ mod properties;
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 
-fn corpus() -> Vec<Vec<u8>> {
+fn corpus() -> &'static [Vec<u8>] {
+    static CORPUS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    CORPUS.get_or_init(read_corpus)
+}
+
+fn read_corpus() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/overlay");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -29,7 +35,7 @@ fn the_readers_hold_for_their_corpus() {
         );
     }
     for input in corpus {
-        properties::overlay(&input);
+        properties::overlay(input);
     }
 }
 
@@ -41,7 +47,7 @@ proptest! {
         pick: prop::sample::Index, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {
         let corpus = corpus();
-        let mut input = pick.get(&corpus).clone();
+        let mut input = pick.get(corpus).clone();
         for (at, value) in changes {
             let at = at.index(input.len());
             input[at] = value;

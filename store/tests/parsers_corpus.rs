@@ -8,6 +8,7 @@ mod properties;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 
@@ -15,7 +16,12 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/store")
 }
 
-fn corpus() -> Vec<Vec<u8>> {
+fn corpus() -> &'static [Vec<u8>] {
+    static CORPUS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    CORPUS.get_or_init(read_corpus)
+}
+
+fn read_corpus() -> Vec<Vec<u8>> {
     let mut files: Vec<_> = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert!(files.len() >= properties::READERS.len(), "the corpus is there");
@@ -32,7 +38,7 @@ fn the_readers_hold_for_their_corpus() {
         );
     }
     for input in corpus {
-        properties::store(&input);
+        properties::store(input);
     }
 }
 
@@ -44,7 +50,7 @@ proptest! {
         pick: prop::sample::Index, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {
         let corpus = corpus();
-        let mut input = pick.get(&corpus).clone();
+        let mut input = pick.get(corpus).clone();
         for (at, value) in changes {
             let at = at.index(input.len());
             input[at] = value;

@@ -141,21 +141,21 @@ fn stays_itself(machine: &Machine) {
 
 /// What opens a connection between members, and what precedes a frame: one form for each meaning.
 fn hello_and_heads(data: &[u8]) {
-    if let Some((bytes, _)) = data.split_first_chunk() {
-        if let Ok(hello) = Hello::decode(bytes) {
-            assert_eq!(hello.encode(), *bytes);
-        }
+    if let Some((bytes, _)) = data.split_first_chunk()
+        && let Ok(hello) = Hello::decode(bytes)
+    {
+        assert_eq!(hello.encode(), *bytes);
     }
-    if let Some((bytes, _)) = data.split_first_chunk() {
-        if let Ok(verdict) = Verdict::decode(bytes) {
-            assert_eq!(verdict.encode(), *bytes);
-        }
+    if let Some((bytes, _)) = data.split_first_chunk()
+        && let Ok(verdict) = Verdict::decode(bytes)
+    {
+        assert_eq!(verdict.encode(), *bytes);
     }
-    if let Some((&head, _)) = data.split_first_chunk() {
-        if let Ok((kind, length)) = peer::parse_frame_head(head) {
-            assert!(length < peer::MAX_FRAME_BYTES as usize);
-            assert_eq!(peer::frame_head(kind, length), Ok(head));
-        }
+    if let Some((&head, _)) = data.split_first_chunk()
+        && let Ok((kind, length)) = peer::parse_frame_head(head)
+    {
+        assert!(length < peer::MAX_FRAME_BYTES as usize);
+        assert_eq!(peer::frame_head(kind, length), Ok(head));
     }
 }
 
