@@ -3,9 +3,12 @@
 //! The members come from the given endpoints. Each member's own `/health` is asked at the client URLs that it
 //! advertises, in order, until one answers; members are asked at the same time. The verdict is a pure function
 //! of what came back, and follows etcdctl 3.2: healthy if at least one member is, since a member says so only
-//! after a read through consensus.
+//! after a read through consensus. But an alarm that any member tells of makes the verdict unhealthy: somebody must look.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
 
 use clap::Args;
 use futures_util::future::join_all;
@@ -26,7 +29,8 @@ Examples:
   cli health --endpoints https://192.168.31.63:2379,https://192.168.31.65:2379 --ca-file ca.pem
   cli health -o json
 
-Exit codes: 0 healthy (at least one member is, so a majority is at work); 1 not healthy; 2 usage")]
+Exit codes: 0 healthy (at least one member is, so a majority is at work, and no member tells of an alarm); 1 not healthy;
+2 usage")]
 pub(crate) struct HealthArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
@@ -48,6 +52,8 @@ pub(crate) enum Status {
 pub(crate) struct Check {
     member: Member,
     status: Status,
+    /// What it says is wrong, with itself or with others; empty if nothing.
+    alarms: String,
     /// `(URL, why)` for each URL that did not answer.
     failures: Vec<(String, String)>,
 }
@@ -58,8 +64,16 @@ struct ReportJson<'a> {
     members_total: usize,
     members_healthy: usize,
     members: Vec<MemberJson<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alarms: Vec<AlarmJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct AlarmJson<'a> {
+    alarm: &'a str,
+    advice: &'static str,
 }
 
 #[derive(Serialize)]
@@ -121,7 +135,14 @@ fn no_members(
         let error = Some(format!("failed to list members: {why}"));
         write_json(
             out,
-            &ReportJson { healthy: false, members_total: 0, members_healthy: 0, members: vec![], error },
+            &ReportJson {
+                healthy: false,
+                members_total: 0,
+                members_healthy: 0,
+                members: vec![],
+                alarms: vec![],
+                error,
+            },
         )?;
     } else {
         writeln!(out, "cluster may be unhealthy: failed to list members")?;
@@ -134,15 +155,18 @@ async fn check(client: &Client, member: Member) -> Check {
     let mut failures = Vec::new();
     for url in &member.client_urls {
         match client.health(url).await {
-            Ok(healthy) => {
-                let status =
-                    if healthy { Status::Healthy(url.clone()) } else { Status::Unhealthy(url.clone()) };
-                return Check { member, status, failures };
+            Ok(health) => {
+                let status = if health.healthy {
+                    Status::Healthy(url.clone())
+                } else {
+                    Status::Unhealthy(url.clone())
+                };
+                return Check { member, status, alarms: health.reason, failures };
             }
             Err(error) => failures.push((url.clone(), reason(error))),
         }
     }
-    Check { member, status: Status::Unreachable, failures }
+    Check { member, status: Status::Unreachable, alarms: String::new(), failures }
 }
 
 /// The reason alone: the URL stands beside it already.
@@ -162,9 +186,28 @@ fn reason(error: ClientError) -> String {
     }
 }
 
-/// etcdctl's rule: one healthy member is enough.
+/// etcdctl's rule, one healthy member is enough; but there must be no alarm.
 fn is_healthy(checks: &[Check]) -> bool {
-    healthy_count(checks) > 0
+    healthy_count(checks) > 0 && alarms(checks).is_empty()
+}
+
+/// What members tell of, each once.
+fn alarms(checks: &[Check]) -> BTreeSet<&str> {
+    let said = checks.iter().flat_map(|check| check.alarms.split("; "));
+    said.filter(|alarm| !alarm.is_empty()).collect()
+}
+
+/// What to do about it.
+fn advice(alarm: &str) -> &'static str {
+    if alarm.contains("CORRUPT") {
+        "its state differs from the leader's: take it out of the clients' endpoints, keep its data directory, restart it, \
+         and leave it stopped if the alarm comes back; if every other member has this alarm, it is the leader that differs; \
+         see docs/consistency.md"
+    } else if alarm.contains("NOSPACE") || alarm.contains("no space") {
+        "make room on its disk; it goes on by itself"
+    } else {
+        "see the log of the member that says so"
+    }
 }
 
 fn healthy_count(checks: &[Check]) -> usize {
@@ -172,7 +215,7 @@ fn healthy_count(checks: &[Check]) -> usize {
 }
 
 fn print_text(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
-    for Check { member, status, failures } in checks {
+    for Check { member, status, failures, .. } in checks {
         let id = &member.id;
         for (url, why) in failures {
             let url_path = format!("{}/health", url.trim_end_matches('/'));
@@ -192,6 +235,10 @@ fn print_text(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
             }
         }
     }
+    for alarm in alarms(checks) {
+        writeln!(out, "{alarm}")?;
+        writeln!(out, "  {}", advice(alarm))?;
+    }
     let (healthy, total) = (healthy_count(checks), checks.len());
     if healthy > 0 && healthy < total {
         writeln!(out, "{healthy} of {total} members are healthy")?;
@@ -208,6 +255,10 @@ fn print_json(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
             members_total: checks.len(),
             members_healthy: healthy_count(checks),
             members,
+            alarms: alarms(checks)
+                .into_iter()
+                .map(|alarm| AlarmJson { alarm, advice: advice(alarm) })
+                .collect(),
             error: None,
         },
     )
@@ -218,7 +269,10 @@ fn member_json(check: &Check) -> MemberJson<'_> {
         || check.failures.iter().map(|(url, why)| format!("{url}: {why}")).collect::<Vec<_>>().join("; ");
     let (status, answered, reason) = match &check.status {
         Status::Healthy(url) => ("healthy", Some(url.as_str()), None),
-        Status::Unhealthy(url) => ("unhealthy", Some(url.as_str()), Some("the member says so".to_owned())),
+        Status::Unhealthy(url) if check.alarms.is_empty() => {
+            ("unhealthy", Some(url.as_str()), Some("the member says so".to_owned()))
+        }
+        Status::Unhealthy(url) => ("unhealthy", Some(url.as_str()), Some(check.alarms.clone())),
         Status::Unreachable if check.member.client_urls.is_empty() => {
             ("unreachable", None, Some("no available published client urls".to_owned()))
         }
@@ -256,6 +310,7 @@ mod tests {
         Check {
             member: member("117b9266988c4966", &[URL]),
             status: Status::Healthy(URL.into()),
+            alarms: String::new(),
             failures: vec![],
         }
     }
@@ -270,12 +325,14 @@ mod tests {
         Check {
             member: member("592b2cf657ae2dd6", &[url]),
             status: Status::Unreachable,
+            alarms: String::new(),
             failures: vec![(url.into(), why.into())],
         }
     }
 
     fn unstarted() -> Check {
-        Check { member: member("5d9ad8582841ecf5", &[]), status: Status::Unreachable, failures: vec![] }
+        let member = member("5d9ad8582841ecf5", &[]);
+        Check { member, status: Status::Unreachable, alarms: String::new(), failures: vec![] }
     }
 
     fn text(checks: &[Check]) -> String {
@@ -313,6 +370,29 @@ cluster is healthy
             assert_eq!(last, if verdict { "cluster is healthy" } else { "cluster is unhealthy" });
         }
         assert_eq!(text(&[healthy(), healthy()]).lines().count(), 3, "no count where nothing is wrong");
+    }
+
+    #[test]
+    fn an_alarm_that_any_member_tells_of_is_shown_once_and_decides() {
+        let alarms =
+            "ALARM CORRUPT of member 592b: digest 1 at raft index 7, where the leader's is 2".to_owned();
+        let checks = [
+            Check { alarms: alarms.clone(), ..healthy() },
+            Check { alarms: alarms.clone(), ..unhealthy() },
+            Check { alarms: format!("{alarms}; ALARM NOSPACE of member 9: full"), ..healthy() },
+        ];
+        assert!(!is_healthy(&checks));
+        let text = text(&checks);
+        assert_eq!(text.matches("ALARM CORRUPT of member 592b").count(), 1, "{text}");
+        assert!(text.contains("leave it stopped") && text.contains("make room on its disk"), "{text}");
+        assert!(text.ends_with("cluster is unhealthy\n"), "{text}");
+        let mut out = Vec::new();
+        print_json(&mut out, &checks).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(report["healthy"], false);
+        assert_eq!(report["alarms"].as_array().unwrap().len(), 2);
+        assert!(report["alarms"][0]["advice"].as_str().unwrap().contains("docs/consistency.md"));
+        assert_eq!(report["members"][1]["reason"], alarms);
     }
 
     #[test]

@@ -49,7 +49,7 @@ use url::Endpoint;
 
 pub use error::ClientError;
 pub use tls::TlsFiles;
-pub use types::{DeleteOptions, GetOptions, Member, Node, PutOptions, Response};
+pub use types::{DeleteOptions, GetOptions, Health, Member, Node, PutOptions, Response};
 
 /// How to reach a store.
 #[derive(Clone)]
@@ -270,17 +270,17 @@ impl Client {
         decode(endpoint, &answer, "the leader")
     }
 
-    /// Whether the server at exactly this URL says that it is healthy (`GET <url>/health`).
+    /// Whether the server at exactly this URL says that it is healthy (`GET <url>/health`), and what is wrong.
     ///
     /// # Errors
     /// Whatever kept it from saying either.
-    pub async fn health(&self, client_url: &str) -> Result<bool, ClientError> {
+    pub async fn health(&self, client_url: &str) -> Result<Health, ClientError> {
         let endpoint = self.endpoint(client_url)?;
         let answer = self.at(&endpoint, &Call::get("/health".to_owned())).await?;
         // An unhealthy server says so in the body of a 503.
-        let health: types::Health =
+        let body: types::HealthBody =
             serde_json::from_slice(&answer.body).map_err(|_| http_error(&endpoint, &answer))?;
-        Ok(health.is_healthy())
+        Ok(body.into())
     }
 
     /// The version that the server at exactly this URL reports (`GET <url>/version`), such as `3.4.23`.

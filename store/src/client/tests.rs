@@ -392,6 +392,7 @@ async fn members_and_health_and_version_are_read() {
         Reply::Answer(200, r#"{"health": "true"}"#),
         Reply::Answer(200, r#"{"health":true,"reason":""}"#),
         Reply::Answer(503, "{\"health\": \"false\"}\n"),
+        Reply::Answer(503, r#"{"health": "false", "reason": "ALARM CORRUPT"}"#),
         Reply::Answer(404, "404 page not found"),
         Reply::Answer(200, r#"{"etcdserver":"3.2.12","etcdcluster":"3.2.0"}"#),
         Reply::Answer(404, "body"),
@@ -403,9 +404,9 @@ async fn members_and_health_and_version_are_read() {
         ("628170c800dbcee", ["http://c".to_owned()].as_slice())
     );
     assert!(members[1].client_urls.is_empty());
-    assert_eq!(client.health(&server.url).await, Ok(true));
-    assert_eq!(client.health(&server.url).await, Ok(true));
-    assert_eq!(client.health(&server.url).await, Ok(false));
+    for (healthy, reason) in [(true, ""), (true, ""), (false, ""), (false, "ALARM CORRUPT")] {
+        assert_eq!(client.health(&server.url).await, Ok(Health { healthy, reason: reason.to_owned() }));
+    }
     assert!(matches!(client.health(&server.url).await, Err(ClientError::Http { status: 404, .. })));
     assert_eq!(client.version(&server.url).await.as_deref(), Ok("3.2.12"));
     assert_eq!(client.raw_get(&format!("{}/x?y=1", server.url)).await, Ok((404, b"body".to_vec())));

@@ -90,7 +90,10 @@ async fn ask(
         key: client.map(|(_, key)| write("client-key.pem", key)),
     };
     let url = format!("https://{host}:{}", address.port());
-    Client::new(Config { endpoints: vec![url.clone()], tls, ..Config::default() })?.health(&url).await
+    Client::new(Config { endpoints: vec![url.clone()], tls, ..Config::default() })?
+        .health(&url)
+        .await
+        .map(|health| health.healthy)
 }
 
 fn why(result: Result<bool, ClientError>) -> String {

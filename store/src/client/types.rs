@@ -150,15 +150,27 @@ pub(super) struct Version {
     pub(super) etcdserver: String,
 }
 
-/// The body of `GET /health`: a string up to etcd 3.5, a boolean elsewhere.
-#[derive(Deserialize)]
-pub(super) struct Health {
-    pub(super) health: serde_json::Value,
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it is healthy.
+    pub healthy: bool,
+    /// What is wrong, here or with another member (etcd 3.5); empty if nothing is, or it does not say.
+    pub reason: String,
 }
 
-impl Health {
-    pub(super) fn is_healthy(&self) -> bool {
-        self.health == serde_json::Value::Bool(true) || self.health == "true"
+/// The body of `GET /health`: a string up to etcd 3.5, a boolean elsewhere.
+#[derive(Deserialize)]
+pub(super) struct HealthBody {
+    health: serde_json::Value,
+    #[serde(default)]
+    reason: String,
+}
+
+impl From<HealthBody> for Health {
+    fn from(body: HealthBody) -> Health {
+        let healthy = body.health == serde_json::Value::Bool(true) || body.health == "true";
+        Health { healthy, reason: body.reason }
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Shared {
     pub leadership: watch::Sender<(Leadership, Instant)>,
     /// Whether there is room on the disk.
     pub room: Arc<Room>,
+    /// Why the image of the state cannot be written, if it cannot.
+    pub image_fault: Mutex<Option<String>>,
     /// Counters.
     pub stats: StoreStats,
     /// Bytes of commands on their way to the log, and of those that nobody waits for any more but that are held.
@@ -75,6 +77,7 @@ impl Shared {
             snapshot: Mutex::default(),
             leadership: watch::Sender::new((Leadership::default(), now())),
             room: Arc::default(),
+            image_fault: Mutex::default(),
             stats: StoreStats::default(),
             waiting_bytes: Arc::default(),
         }

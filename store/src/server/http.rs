@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::conn::{Connection, say_and_close};
 use super::crowd::Place;
 use super::handle::{Handle, now};
-use super::keys;
+use super::{health, keys};
 use super::limits::Limits;
 use super::pulse::Pulse;
 use super::stats::{self, PeerStats};
@@ -275,11 +275,12 @@ async fn health(api: &Api, method: &Method) -> Response<Answer> {
         return text(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"));
     }
     let has_leader = api.handle.shared().leadership.borrow().0.leader != 0;
-    if has_leader && api.handle.linearize(Some(HEALTH_TIMEOUT)).await.is_ok() {
-        text(StatusCode::OK, "{\"health\": \"true\"}")
-    } else {
-        text(StatusCode::SERVICE_UNAVAILABLE, "{\"health\": \"false\"}\n")
-    }
+    let serves = has_leader && api.handle.linearize(Some(HEALTH_TIMEOUT)).await.is_ok();
+    let shared = api.handle.shared();
+    let fault = shared.image_fault.lock().clone();
+    let alarms = shared.machine.read().alarms.clone();
+    let (status, body) = health::body(shared.member_id, &alarms, fault.as_deref(), serves);
+    text(status, body)
 }
 
 fn version(api: &Api, method: &Method) -> Response<Answer> {

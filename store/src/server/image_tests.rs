@@ -59,6 +59,107 @@ impl StateStore for Watched {
     }
 }
 
+/// A double whose disk is full as long as it is said so.
+struct Full(MemState, Arc<std::sync::atomic::AtomicBool>);
+
+impl Full {
+    fn check(&self) -> Result<(), StateError> {
+        if self.1.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(StateError::Damaged { dir: "memory".to_owned(), what: "no space left".to_owned() });
+        }
+        Ok(())
+    }
+}
+
+impl StateStore for Full {
+    fn load(&self) -> Result<Option<(Identity, Machine)>, StateError> {
+        self.0.load()
+    }
+
+    fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
+        self.check()?;
+        self.0.replace(identity, machine)
+    }
+
+    fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
+        self.check()?;
+        self.0.write(delta)
+    }
+
+    fn sync(&mut self) -> Result<(), StateError> {
+        self.check()?;
+        self.0.sync()
+    }
+}
+
+/// The disk is full for a while: the member goes on, the log is not compacted, and then the image is whole again.
+#[test]
+fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
+    let identity = Identity { cluster_id: 1, member_id: 2 };
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let start = machine(10);
+    let mut state = Full(MemState::default(), Arc::clone(&full));
+    state.replace(identity, &start).unwrap();
+    let shared = Arc::new(Shared::new(identity, "test".to_owned(), start));
+    shared.machine.write().tree.take_dirty();
+    let set = |n: u64| {
+        let mut machine = shared.machine.write();
+        let op = Op::Set {
+            path: format!("/1/k{n}"),
+            dir: false,
+            value: "v".into(),
+            expires_ns: None,
+            refresh: false,
+        };
+        machine.tree.apply(&op).unwrap();
+        machine.applied.index += 1;
+    };
+    let (_, queue) = sync_channel(1);
+    let (inputs, _inputs_queue) = sync_channel(1);
+    let (written, applied) = (shared.machine.read().tree.index(), shared.machine.read().applied.index);
+    let mut imager = Imager {
+        state,
+        identity,
+        shared: Arc::clone(&shared),
+        jobs: queue,
+        inputs,
+        written,
+        applied,
+        retry: None,
+    };
+    for at_sync in [false, true] {
+        set(100);
+        if at_sync {
+            assert!(imager.write(false).is_some());
+        }
+        full.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(imager.checkpoint(), None);
+        assert!(shared.image_fault.lock().as_ref().unwrap().contains("no space left"));
+        let mut last = Duration::ZERO;
+        for n in 200..210 {
+            set(n);
+            assert_eq!(imager.write(true), None, "not yet time, or still full");
+            assert_eq!(
+                shared.machine.read().tree.dirty_len(),
+                0,
+                "what will be written anew is not remembered"
+            );
+            let retry = imager.retry.as_mut().unwrap();
+            assert!(retry.pause >= last && retry.pause <= MAX_PAUSE);
+            last = retry.pause;
+            retry.at = now();
+        }
+        full.store(false, std::sync::atomic::Ordering::SeqCst);
+        let index = shared.machine.read().applied.index;
+        assert_eq!(imager.checkpoint(), Some(index));
+        assert!(shared.image_fault.lock().is_none() && imager.retry.is_none());
+        set(300);
+        assert!(imager.checkpoint().is_some());
+        let (_, stored) = imager.state.load().unwrap().unwrap();
+        assert_eq!(stored.snapshot(), shared.machine.read().snapshot());
+    }
+}
+
 /// A checkpoint was asked for just before a snapshot came: whatever is written in between must be the old state
 /// or the new one, never the new position beside the old keys.
 #[test]
@@ -78,8 +179,16 @@ fn a_crash_while_a_snapshot_is_taken_over_leaves_the_old_state_or_the_new() {
         (machine.tree.index(), machine.applied.index)
     };
     let state = Watched(double, Arc::clone(&seen));
-    let imager =
-        Imager { state, identity, shared: Arc::clone(&shared), jobs: queue, inputs, written, applied };
+    let imager = Imager {
+        state,
+        identity,
+        shared: Arc::clone(&shared),
+        jobs: queue,
+        inputs,
+        written,
+        applied,
+        retry: None,
+    };
     let thread = std::thread::spawn(move || imager.run());
     let (done, replaced) = sync_channel(1);
     jobs.send(Job::Checkpoint).unwrap();

@@ -28,6 +28,7 @@ mod crowd;
 mod disk;
 pub mod driver;
 pub mod handle;
+mod health;
 pub mod http;
 pub mod image;
 pub mod keys;

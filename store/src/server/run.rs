@@ -210,6 +210,7 @@ fn start_threads(
         inputs,
         written: index,
         applied: applied.index,
+        retry: None,
     };
     let (failed, failures) = mpsc::unbounded_channel();
     let threads = vec![

@@ -1,22 +1,34 @@
-//! The files of sled 0.34 made durable, which it does not do itself (docs/adr/0002).
+//! The files of the image: sled's made durable, which sled 0.34 does not do itself (docs/adr/0002), and which of several
+//! databases is the image.
+//!
+//! ```text
+//! member/state/current     the number of the image and a checksum; replaced by rename
+//! member/state/image-7/    sled's files, not written to any more
+//! member/state/changes-7   what has changed since
+//! ```
+//!
+//! A new image is made beside the old one; `current` then changes in one step.
+//! What is not `current` is removed at the next start at the latest.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use sled::Db;
-
 use super::StateError;
+use super::seal::{seal, unseal};
 
 /// How sled names a snapshot of its index that it has not finished.
 const UNFINISHED: &str = ".generating";
+const CURRENT: &str = "current";
+const CURRENT_NEW: &str = "current.new";
+const IMAGE: &str = "image-";
+const CHANGES: &str = "changes-";
+/// What sled 0.34 keeps in its directory, but for snapshots of its index.
+const SLED_FILES: [&str; 3] = ["db", "conf", "blobs"];
 
 /// The directory of a sled database.
 pub(super) struct Files {
     dir: PathBuf,
-    /// The newest of the large pages in files of their own that is known to be durable. Their names are numbers that
-    /// grow.
-    newest_blob: Option<u64>,
 }
 
 impl Files {
@@ -24,12 +36,12 @@ impl Files {
     /// newest one and find it corrupt at every start. What a killed process wrote is made durable, for sled builds on it.
     ///
     /// # Errors
-    /// [`StateError::Sync`].
+    /// [`StateError::File`].
     pub(super) fn prepare(dir: &Path) -> Result<Files, StateError> {
-        let files = Files { dir: dir.to_owned(), newest_blob: None };
+        let files = Files { dir: dir.to_owned() };
         if dir.exists() {
             for path in entries(dir)? {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let name = name_of(&path);
                 if name.starts_with("snap.") && name.ends_with(UNFINISHED) {
                     fs::remove_file(&path).map_err(fail(&path))?;
                 }
@@ -39,42 +51,121 @@ impl Files {
         Ok(files)
     }
 
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// Makes everything durable that sled has written.
     ///
     /// # Errors
-    /// [`StateError::Sync`].
+    /// [`StateError::File`].
     pub(super) fn sync(&self) -> Result<(), StateError> {
         sync_tree(&self.dir)
     }
+}
 
-    /// Makes a batch durable: the log, and the large pages that are new.
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub(super) fn settle(&mut self, db: &Db) -> Result<(), StateError> {
-        let dir = || self.dir.display().to_string();
-        db.flush().map_err(|source| StateError::Engine { dir: dir(), source })?;
-        let log = self.dir.join("db");
-        File::open(&log).and_then(|file| file.sync_data()).map_err(fail(&log))?;
-        let blobs = self.dir.join("blobs");
-        let mut newest = self.newest_blob;
-        for path in entries(&blobs)? {
-            let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-            if number > self.newest_blob {
-                sync_file(&path)?;
-                newest = newest.max(number);
-            }
-        }
-        if newest > self.newest_blob {
-            sync_file(&blobs)?;
-            self.newest_blob = newest;
-        }
-        Ok(())
+/// The directory of image `number`.
+pub(super) fn image_dir(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{IMAGE}{number}"))
+}
+
+/// The file of what has changed since image `number` was written.
+pub(super) fn changes_file(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{CHANGES}{number}"))
+}
+
+/// The number of the image; `None` if none was ever finished.
+///
+/// # Errors
+/// [`StateError`]: unreadable, or not what [`set_current`] wrote.
+pub(super) fn current(dir: &Path) -> Result<Option<u64>, StateError> {
+    let path = dir.join(CURRENT);
+    let sealed = match fs::read(&path) {
+        Ok(sealed) => sealed,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(&path)(error)),
+    };
+    let number = unseal(&sealed).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    number.map(Some).ok_or_else(|| StateError::Damaged {
+        dir: path.display().to_string(),
+        what: "it does not name an image: the disk has changed it. Leave this member stopped and keep the directory"
+            .to_owned(),
+    })
+}
+
+/// Makes image `number` the current one, durably and in one step. The image must be durable.
+///
+/// # Errors
+/// [`StateError::File`]; then either may be the current one.
+pub(super) fn set_current(dir: &Path, number: u64) -> Result<(), StateError> {
+    let (new, path) = (dir.join(CURRENT_NEW), dir.join(CURRENT));
+    // The directory of the image is on disk before the name of it is.
+    sync_file(dir)?;
+    let written = File::create(&new).and_then(|mut file| {
+        file.write_all(&seal(&number.to_be_bytes()))?;
+        file.sync_all()
+    });
+    written.map_err(fail(&new))?;
+    fs::rename(&new, &path).map_err(fail(&path))?;
+    sync_file(dir)
+}
+
+/// A number that no image in `dir` has.
+///
+/// # Errors
+/// [`StateError::File`].
+pub(super) fn free_number(dir: &Path) -> Result<u64, StateError> {
+    Ok(images(dir)?.into_iter().map(|(number, _)| number).max().unwrap_or(0) + 1)
+}
+
+/// Removes every image but `current`, also one of an earlier version. What cannot be removed now is tried again at the next
+/// start.
+pub(super) fn remove_others(dir: &Path, current: Option<u64>) {
+    let others = images(dir).unwrap_or_default().into_iter().filter(|(number, _)| Some(*number) != current);
+    let mut paths: Vec<PathBuf> = others.map(|(_, path)| path).collect();
+    paths.push(dir.join(CURRENT_NEW));
+    if current.is_some() {
+        let snapshots = entries(dir).unwrap_or_default().into_iter();
+        paths.extend(snapshots.filter(|path| name_of(path).starts_with("snap.")));
+        paths.extend(SLED_FILES.map(|name| dir.join(name)));
     }
+    for path in &paths {
+        remove(path);
+    }
+}
+
+/// Removes a file or directory, if it is there.
+pub(super) fn remove(path: &Path) {
+    if path.exists()
+        && let Err(error) = try_remove(path)
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove an old image of the applied state");
+    }
+}
+
+/// Removes a file or directory. Files are emptied first: a database that could not be closed still has them open, and their
+/// space would not come free.
+fn try_remove(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            try_remove(&entry?.path())?;
+        }
+        return fs::remove_dir(path);
+    }
+    match File::options().write(true).open(path).and_then(|file| file.set_len(0)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => fs::remove_file(path),
+    }
+}
+
+fn images(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StateError> {
+    let numbered = |path: PathBuf| {
+        let name = name_of(&path);
+        let number = name.strip_prefix(IMAGE).or_else(|| name.strip_prefix(CHANGES))?.parse().ok()?;
+        Some((number, path))
+    };
+    Ok(entries(dir)?.into_iter().filter_map(numbered).collect())
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Syncs every file below `dir`, and the directories themselves.
@@ -85,7 +176,7 @@ fn sync_tree(dir: &Path) -> Result<(), StateError> {
     sync_file(dir)
 }
 
-/// A file that is gone needs no sync: sled removes old snapshots and pages whenever it likes.
+/// A file that is gone needs no sync: sled removes old snapshots whenever it likes.
 fn sync_file(path: &Path) -> Result<(), StateError> {
     match File::open(path).and_then(|file| file.sync_all()) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(fail(path)(error)),
@@ -98,7 +189,8 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, StateError> {
     entries.map(|entry| entry.map(|entry| entry.path()).map_err(fail(dir))).collect()
 }
 
-fn fail(path: &Path) -> impl Fn(std::io::Error) -> StateError + use<> {
+/// An error at `path`.
+pub(super) fn fail(path: &Path) -> impl Fn(std::io::Error) -> StateError + use<> {
     let path = path.display().to_string();
-    move |source| StateError::Sync { path: path.clone(), source }
+    move |source| StateError::File { path: path.clone(), source }
 }

@@ -3,15 +3,23 @@
 //! The image may lag behind the log, which is the durable truth: at start the entries after the image's
 //! position are applied again. Before entries are dropped from the log the image is made durable.
 
+mod changes;
+mod faults;
 mod files;
 pub mod mem;
+mod old;
+mod seal;
 pub mod sled;
-mod writes;
 
 use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
 use crate::tree::image::StoredNode;
 use crate::tree::{Digest, Event};
+
+/// The version of the image that this build writes. Versions 1 and 2 are read by `old` and written anew.
+const VERSION: u8 = 3;
+/// The key of what is not in a record of its own, in every version.
+const KEY_META: &[u8] = b"m";
 
 /// Why the image could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +33,9 @@ pub enum StateError {
         #[source]
         source: ::sled::Error,
     },
-    /// A file could not be synced.
-    #[error("syncing {path}: {source}")]
-    Sync {
+    /// A file could not be written, read or synced.
+    #[error("{path}: {source}")]
+    File {
         /// The file.
         path: String,
         /// Why.
@@ -68,7 +76,7 @@ pub struct Identity {
 }
 
 /// What changed between two positions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Delta {
     /// Where the image stands afterwards.
     pub applied: Position,
@@ -81,7 +89,7 @@ pub struct Delta {
     /// The digest of the state there.
     pub digest: Digest,
     /// The number of nodes there.
-    pub len: usize,
+    pub len: u64,
     /// Changed nodes; `None` for those that are gone.
     pub nodes: Vec<(String, Option<StoredNode>)>,
     /// New events.
@@ -114,7 +122,7 @@ impl Delta {
             membership: machine.membership.clone(),
             alarms: machine.alarms.clone(),
             digest: machine.digest(),
-            len: machine.tree.len(),
+            len: machine.tree.len() as u64,
             nodes,
             events,
             first_event: history.first_index().unwrap_or(0),

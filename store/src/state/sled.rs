@@ -1,235 +1,323 @@
-//! The image in sled 0.34.
+//! The image on disk: a sled 0.34 database that is written once, and a plain file of what has changed since.
 //!
-//! One sled tree, so that one batch is one atomic step; `writes` makes one of many. Keys: `n` + path for a node,
-//! `e` + index of the first (8 bytes, network order) for some events that follow each other, `m` for the rest (identity,
-//! position, index, membership). Values are postcard; events stand one after the other. sled's own `flush` never calls
-//! `fsync` (docs/adr/0002); `files` does.
+//! sled cannot be trusted with changes: its recovery from a power loss in the middle of them loses what it had synced
+//! before (docs/adr/0002). So a database is filled, made durable as a whole, and named the current one by a rename; it is not
+//! changed after that. Changes are records at the end of a file ([`super::changes`]). When they have grown, a new database
+//! takes the place of both.
+//!
+//! Keys of the database: `n` + path for a node, `e` + index (8 bytes, network order) for an event, `m` for the rest. Values
+//! are postcard. The state's digest, kept with the image and with every change, is compared when it is read.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sled::{Db, IVec, Mode};
+use sled::{Batch, Db, Mode};
 
-use super::files::Files;
-use super::writes::{WriteError, Writes, resume};
-use super::{Delta, Identity, StateError, StateStore};
-use crate::machine::{Machine, Position};
+use super::changes::Changes;
+use super::faults::Faults;
+use super::files::{self, Files};
+use super::seal::{seal, unseal};
+use super::{Delta, Identity, KEY_META, StateError, StateStore, VERSION, old};
+use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
 use crate::tree::image::StoredNode;
-use crate::tree::{Event, Tree};
+use crate::tree::{Digest, Event, Tree};
 
-const KEY_META: &[u8] = b"m";
-/// The version of the image that this build writes. In version 1 each event has a record of its own, which can be read
-/// as it is.
-const VERSION: u8 = 2;
-/// Bytes after which a record of events is full. An operation costs sled much the same whatever it holds, but a record must
-/// not be so large that rewriting its page is dear.
-const EVENT_RECORD_BYTES: usize = 4 << 10;
 /// sled's page cache. The state lives in memory as a tree, so this only serves the writer.
 const CACHE_BYTES: u64 = 2 << 20;
+/// Operations that go into one batch of a database that is filled: sled keeps about 5 KiB for each until it is done.
+const BATCH_OPERATIONS: usize = 512;
+/// Operations after which one round of collecting is enough: a round frees up to 512 objects (crossbeam-epoch: 8 bags of
+/// 64), and an operation leaves about 2.
+const OPERATIONS_PER_ROUND: usize = 64;
+/// Changes may take this many bytes before a new image is made, or [`GROWTH`] times as much as the image, if that is more.
+const MIN_CHANGES_BYTES: u64 = 32 << 20;
+/// So that on average a change is written no more than about twice.
+const GROWTH: u64 = 1;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Meta {
-    version: u8,
     identity: Identity,
     applied: Position,
     index: u64,
     membership: Membership,
-    /// Number of nodes stored, so that a missing one does not go unnoticed.
-    nodes: u64,
+    alarms: Alarms,
+    digest: Digest,
 }
 
 /// The image on disk.
 pub struct SledState {
-    db: Db,
-    files: Files,
-    identity: Option<Identity>,
-    /// A write has failed: nothing may follow it until the next start has put it right.
+    dir: PathBuf,
+    /// The one that `current` names; `None` before the first.
+    image: Option<Image>,
+}
+
+/// A database and what has changed since.
+struct Image {
+    db: Database,
+    identity: Identity,
+    changes: Changes,
+    /// Bytes of changes at which a new image is made.
+    limit_bytes: u64,
+    /// A write has failed, or nobody knows which image is the current one: a new one has to be made.
     failed: bool,
 }
 
+/// An open sled database.
+struct Database {
+    db: Db,
+    files: Files,
+    faults: Faults,
+}
+
 impl SledState {
-    /// Opens the image in `dir`, made if it is not there, and finishes a write that a crash interrupted.
+    /// Opens the image in `dir`, made if it is not there. One of an earlier version is written anew.
     ///
     /// # Errors
-    /// [`StateError`] if sled cannot.
+    /// [`StateError`] if it cannot be read.
     pub fn open(dir: &Path) -> Result<SledState, StateError> {
-        let files = Files::prepare(dir)?;
-        let config = sled::Config::new()
-            .path(dir)
-            .cache_capacity(CACHE_BYTES)
-            .mode(Mode::LowSpace)
-            .flush_every_ms(None);
-        let db =
-            config.open().map_err(|source| StateError::Engine { dir: dir.display().to_string(), source })?;
-        files.sync()?;
-        let mut state = SledState { db, files, identity: None, failed: false };
-        // What another version has begun is not for this one to finish; loading refuses it.
-        let meta = state.db.get(KEY_META).map_err(state.fail())?;
-        if meta.is_some_and(|meta| meta.first() == Some(&VERSION)) {
-            let resumed = resume(&state.db, || state.files.settle(&state.db));
-            state.done(resumed)?;
+        std::fs::create_dir_all(dir).map_err(files::fail(dir))?;
+        let mut state = SledState { dir: dir.to_owned(), image: None };
+        let current = files::current(dir)?;
+        files::remove_others(dir, current);
+        match current {
+            Some(number) => state.image = Some(Image::open(dir, number)?),
+            None if old::is_there(dir) => state.renew()?,
+            None => {}
         }
         Ok(state)
     }
 
-    fn commit(&mut self, writes: Writes, meta: &Meta) -> Result<(), StateError> {
-        if self.failed {
-            return Err(self.damaged("an earlier write of it failed; restart this member"));
-        }
-        let committed = writes.commit(&self.db, (KEY_META, encode(meta)), || self.files.settle(&self.db));
-        self.done(committed)
+    /// Writes an image of an earlier version as one of this.
+    fn renew(&mut self) -> Result<(), StateError> {
+        let (found, _) = with_database(&self.dir, |database| old::load(&database.db, &database.faults))?;
+        let Some((identity, machine)) = found else { return Ok(()) };
+        tracing::info!(dir = %self.dir.display(), "writing an image of an earlier version anew");
+        self.replace(identity, &machine)
     }
 
-    /// After a failure sled would wait without end when it is dropped, for a page that no one will write, and might
-    /// write half a batch. So it is never dropped.
-    fn done(&mut self, written: Result<(), WriteError>) -> Result<(), StateError> {
-        written.map_err(|error| {
-            self.failed = true;
-            std::mem::forget(self.db.clone());
-            match error {
-                WriteError::Engine(source) => self.fail()(source),
-                WriteError::Sync(error) => error,
-                WriteError::Damaged => self.damaged(error.to_string()),
-            }
-        })
-    }
-
-    fn fail(&self) -> impl Fn(sled::Error) -> StateError + use<> {
-        let dir = self.files.dir().display().to_string();
-        move |source| StateError::Engine { dir: dir.clone(), source }
-    }
-
-    fn damaged(&self, what: impl Into<String>) -> StateError {
-        StateError::Damaged { dir: self.files.dir().display().to_string(), what: what.into() }
-    }
-
-    fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8], what: &str) -> Result<T, StateError> {
-        postcard::from_bytes(bytes).map_err(|_| self.damaged(format!("{what} is unreadable")))
-    }
-
-    fn read_events(&self, mut record: &[u8], into: &mut Vec<Event>) -> Result<(), StateError> {
-        while !record.is_empty() {
-            let (event, rest) =
-                postcard::take_from_bytes(record).map_err(|_| self.damaged("an event is unreadable"))?;
-            into.push(event);
-            record = rest;
-        }
-        Ok(())
-    }
-
-    /// What `delta` comes to.
-    fn changes(&mut self, delta: &Delta) -> Result<(Writes, Meta), StateError> {
-        let identity = if let Some(identity) = self.identity {
-            identity
-        } else {
-            let meta = self.db.get(KEY_META).map_err(self.fail())?;
-            let meta = meta.ok_or_else(|| self.damaged("a change came before the first image"))?;
-            self.read::<Meta>(&meta, "its description")?.identity
+    /// What is on disk, written as an image without changes.
+    fn shorten(&mut self) -> Result<(), StateError> {
+        let Some((identity, machine)) = SledState::open_again(&self.dir, self.image.as_ref())? else {
+            return Ok(());
         };
-        self.identity = Some(identity);
-        let mut writes = Writes::default();
-        for (path, node) in &delta.nodes {
-            match node {
-                Some(node) => writes.insert(node_key(path), encode(node)),
-                None => writes.remove(node_key(path)),
-            }
-        }
-        for key in self.outlived_events(delta)? {
-            writes.remove(key.to_vec());
-        }
-        for (first, record) in event_records(&delta.events) {
-            writes.insert(event_key(first), record);
-        }
-        let meta = Meta {
-            version: VERSION,
-            identity,
-            applied: delta.applied,
-            index: delta.index,
-            membership: delta.membership.clone(),
-            nodes: delta.len as u64,
-        };
-        Ok((writes, meta))
+        self.replace(identity, &machine)
     }
 
-    /// Keys of the records that hold nothing but events which `delta` says to drop.
-    fn outlived_events(&self, delta: &Delta) -> Result<Vec<IVec>, StateError> {
-        let begun = self.db.range(event_key(0)..=event_key(delta.first_event)).keys();
-        let mut keys: Vec<IVec> = begun.collect::<Result<_, _>>().map_err(self.fail())?;
-        // The last that begins before the oldest event to keep holds it, unless it is a new one.
-        if delta.events.first().is_none_or(|event| event.index() > delta.first_event) {
-            keys.pop();
-        }
-        Ok(keys)
+    /// The content of an open image with all of its changes.
+    fn open_again(dir: &Path, image: Option<&Image>) -> Result<Option<(Identity, Machine)>, StateError> {
+        let (Some(image), Some(number)) = (image, files::current(dir)?) else { return Ok(None) };
+        let (_, deltas) = Changes::open(&files::changes_file(dir, number))?;
+        image.load(&deltas).map(Some)
     }
 }
 
 impl StateStore for SledState {
     fn load(&self) -> Result<Option<(Identity, Machine)>, StateError> {
-        let Some(meta) = self.db.get(KEY_META).map_err(self.fail())? else { return Ok(None) };
-        let meta: Meta = self.read(&meta, "its description")?;
-        if !(1..=VERSION).contains(&meta.version) {
-            return Err(self.damaged(format!("version {}, this program reads 1 to {VERSION}", meta.version)));
-        }
-        let mut nodes: Vec<(String, StoredNode)> = Vec::new();
-        for item in self.db.scan_prefix(b"n") {
-            let (key, value) = item.map_err(self.fail())?;
-            let path = String::from_utf8_lossy(&key[1..]).into_owned();
-            let node = self.read(&value, &path)?;
-            nodes.push((path, node));
-        }
-        if nodes.len() as u64 != meta.nodes {
-            let found = nodes.len();
-            return Err(self.damaged(format!("{found} keys are stored where {} should be", meta.nodes)));
-        }
-        let mut events: Vec<Event> = Vec::new();
-        for item in self.db.scan_prefix(b"e") {
-            let (_, value) = item.map_err(self.fail())?;
-            self.read_events(&value, &mut events)?;
-        }
-        let tree = Tree::from_stored(meta.index, nodes, events).map_err(|e| self.damaged(e.to_string()))?;
-        Ok(Some((
-            meta.identity,
-            Machine::new(tree, meta.membership, crate::machine::Alarms::default(), meta.applied),
-        )))
+        SledState::open_again(&self.dir, self.image.as_ref())
     }
 
+    /// Fills a new database and makes it the current one: possible also after a write that failed.
     fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
-        let mut writes = Writes::default();
-        for key in self.db.iter().keys() {
-            let key = key.map_err(self.fail())?;
-            if key != KEY_META {
-                writes.remove(key.to_vec());
+        let number = files::free_number(&self.dir)?;
+        let made = Image::make(&self.dir, number, identity, machine);
+        let image = made.inspect_err(|_| files::remove(&files::image_dir(&self.dir, number)))?;
+        if let Err(error) = files::set_current(&self.dir, number) {
+            // Either may be the current one now: nothing more may go into the old one.
+            if let Some(old) = &mut self.image {
+                old.failed = true;
             }
+            return Err(error);
         }
-        for (path, node) in machine.tree.stored_nodes() {
-            writes.insert(node_key(&path), encode(&node));
+        self.image = Some(image);
+        files::remove_others(&self.dir, Some(number));
+        Ok(())
+    }
+
+    fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
+        let missing = || Faults::of(&self.dir).damaged("a change came before the first image");
+        let image = self.image.as_mut().ok_or_else(missing)?;
+        if image.failed {
+            return Err(image.db.faults.damaged("an earlier write of it failed; it has to be written anew"));
         }
-        for (first, record) in event_records(machine.tree.history().iter().map(|event| &**event)) {
-            writes.insert(event_key(first), record);
+        let pushed = image.changes.push(delta);
+        // What this delta says is not in the file and in no later delta.
+        image.failed = pushed.is_err();
+        pushed?;
+        if image.changes.length() > image.limit_bytes { self.shorten() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> Result<(), StateError> {
+        let Some(image) = &mut self.image else { return Ok(()) };
+        // After a failed sync the kernel may have forgotten what it could not write.
+        let synced = image.changes.sync();
+        image.failed |= synced.is_err();
+        synced
+    }
+}
+
+impl Image {
+    fn open(dir: &Path, number: u64) -> Result<Image, StateError> {
+        let read_identity = |database: &mut Database| database.meta().map(|meta| meta.identity);
+        let (identity, db) = with_database(&files::image_dir(dir, number), read_identity)?;
+        Image::with_changes(dir, number, identity, db)
+    }
+
+    /// A new image, all of it durable, and not the current one yet.
+    fn make(dir: &Path, number: u64, identity: Identity, machine: &Machine) -> Result<Image, StateError> {
+        let fill = |database: &mut Database| database.fill(identity, machine);
+        let ((), db) = with_database(&files::image_dir(dir, number), fill)?;
+        let image = Image::with_changes(dir, number, identity, db)?;
+        image.changes.sync()?;
+        Ok(image)
+    }
+
+    fn with_changes(dir: &Path, number: u64, identity: Identity, db: Database) -> Result<Image, StateError> {
+        let (changes, _) = Changes::open(&files::changes_file(dir, number))?;
+        let size = db.db.size_on_disk().map_err(|source| db.faults.engine(source))?;
+        let limit_bytes = MIN_CHANGES_BYTES.max(GROWTH * size);
+        Ok(Image { db, identity, changes, limit_bytes, failed: false })
+    }
+
+    fn load(&self, deltas: &[Delta]) -> Result<(Identity, Machine), StateError> {
+        let faults = &self.db.faults;
+        let (meta, mut nodes, mut events) = faults.guard(|| self.db.content())?;
+        let mut meta = meta;
+        for delta in deltas {
+            for (path, node) in &delta.nodes {
+                match node {
+                    Some(node) => nodes.insert(path.clone(), node.clone()),
+                    None => nodes.remove(path),
+                };
+            }
+            events.extend(delta.events.iter().map(|event| (event.index(), event.clone())));
+            events = events.split_off(&delta.first_event);
+            meta = Meta {
+                identity: meta.identity,
+                applied: delta.applied,
+                index: delta.index,
+                membership: delta.membership.clone(),
+                alarms: delta.alarms.clone(),
+                digest: delta.digest,
+            };
         }
+        let tree = Tree::from_stored(meta.index, nodes, events.into_values());
+        let tree = tree.map_err(|error| faults.damaged(error.to_string()))?;
+        let machine = Machine::new(tree, meta.membership, meta.alarms, meta.applied);
+        let (found, wanted) = (machine.digest(), meta.digest);
+        if found != wanted {
+            return Err(StateError::Digest { dir: faults.dir().display().to_string(), found, wanted });
+        }
+        Ok((self.identity, machine))
+    }
+}
+
+/// Opens the database in `dir` and does `work` with it. After a failure it is never closed: closing could wait for ever.
+fn with_database<T>(
+    dir: &Path,
+    work: impl FnOnce(&mut Database) -> Result<T, StateError>,
+) -> Result<(T, Database), StateError> {
+    let mut kept = None;
+    let done = Faults::of(dir).guard(|| {
+        let mut database = Database::open(dir)?;
+        kept = Some(database.db.clone());
+        work(&mut database).map(|done| (done, database))
+    });
+    if done.is_err() {
+        std::mem::forget(kept);
+    }
+    done
+}
+
+/// What an image holds: the rest, nodes by path, events by index.
+type Content = (Meta, BTreeMap<String, StoredNode>, BTreeMap<u64, Event>);
+
+impl Database {
+    fn open(dir: &Path) -> Result<Database, StateError> {
+        let (files, faults) = (Files::prepare(dir)?, Faults::of(dir));
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(CACHE_BYTES)
+            .mode(Mode::LowSpace)
+            .flush_every_ms(None);
+        let db = config.open().map_err(|source| faults.engine(source))?;
+        files.sync()?;
+        Ok(Database { db, files, faults })
+    }
+
+    /// Writes everything into an empty database, and makes it durable.
+    fn fill(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
         let meta = Meta {
-            version: VERSION,
             identity,
             applied: machine.applied,
             index: machine.tree.index(),
             membership: machine.membership.clone(),
-            nodes: machine.tree.len() as u64,
+            alarms: machine.alarms.clone(),
+            digest: machine.digest(),
         };
-        self.commit(writes, &meta)?;
-        self.identity = Some(identity);
-        self.sync()
+        let nodes = machine.tree.stored_nodes().into_iter();
+        let nodes = nodes.map(|(path, node)| (node_key(&path), encode(&node)));
+        let events = machine.tree.history().iter();
+        let events = events.map(|event| (event_key(event.index()), seal(&encode(&**event))));
+        let rest = std::iter::once((KEY_META.to_vec(), meta.encode()));
+        let filled = self.put(nodes.chain(events).chain(rest)).and_then(|()| self.db.flush());
+        filled.map_err(|source| self.faults.engine(source))?;
+        self.files.sync()
     }
 
-    fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
-        let (writes, meta) = self.changes(delta)?;
-        self.commit(writes, &meta)
+    /// sled leaves old versions of its pages to crossbeam-epoch, which frees a little at every 128th access. A batch is one
+    /// access, however large: without the rounds here they would add up.
+    fn put(&self, records: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> sled::Result<()> {
+        let mut records = records.peekable();
+        while records.peek().is_some() {
+            let mut batch = Batch::default();
+            for (key, value) in records.by_ref().take(BATCH_OPERATIONS) {
+                batch.insert(key, value);
+            }
+            self.db.apply_batch(batch)?;
+            for _ in 0..=BATCH_OPERATIONS / OPERATIONS_PER_ROUND {
+                sled::pin().flush();
+            }
+        }
+        Ok(())
     }
 
-    fn sync(&mut self) -> Result<(), StateError> {
-        let flushed = self.db.flush().map_err(WriteError::from);
-        let synced = flushed.and_then(|_| Ok(self.files.sync()?));
-        self.done(synced)
+    fn meta(&self) -> Result<Meta, StateError> {
+        let stored = self.db.get(KEY_META).map_err(|source| self.faults.engine(source))?;
+        match stored.as_deref().and_then(<[u8]>::split_first) {
+            Some((&VERSION, sealed)) => unseal(sealed)
+                .and_then(|body| postcard::from_bytes(body).ok())
+                .ok_or_else(|| self.faults.damaged("its description is unreadable")),
+            Some((&other, _)) => Err(self.faults.version(other)),
+            None => Err(self.faults.damaged("its description is gone")),
+        }
+    }
+
+    fn content(&self) -> Result<Content, StateError> {
+        let engine = |source| self.faults.engine(source);
+        let mut nodes = BTreeMap::new();
+        for item in self.db.scan_prefix(b"n") {
+            let (key, value) = item.map_err(engine)?;
+            let path = String::from_utf8_lossy(&key[1..]).into_owned();
+            let node = postcard::from_bytes(&value);
+            let node = node.map_err(|_| self.faults.damaged(format!("{path} is unreadable")))?;
+            nodes.insert(path, node);
+        }
+        let mut events = BTreeMap::new();
+        for item in self.db.scan_prefix(b"e") {
+            let (_, value) = item.map_err(engine)?;
+            let event = unseal(&value).and_then(|event| postcard::from_bytes(event).ok());
+            let event: Event = event.ok_or_else(|| self.faults.damaged("an event is unreadable"))?;
+            events.insert(event.index(), event);
+        }
+        Ok((self.meta()?, nodes, events))
+    }
+}
+
+impl Meta {
+    fn encode(&self) -> Vec<u8> {
+        [&[VERSION], seal(&encode(self)).as_slice()].concat()
     }
 }
 
@@ -239,18 +327,6 @@ fn node_key(path: &str) -> Vec<u8> {
 
 fn event_key(index: u64) -> Vec<u8> {
     [b"e", &index.to_be_bytes()[..]].concat()
-}
-
-/// Events that follow each other as records: the index of the first, and what they hold.
-fn event_records<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(u64, Vec<u8>)> {
-    let mut records: Vec<(u64, Vec<u8>)> = Vec::new();
-    for event in events {
-        match records.last_mut() {
-            Some((_, record)) if record.len() < EVENT_RECORD_BYTES => record.extend(encode(event)),
-            _ => records.push((event.index(), encode(event))),
-        }
-    }
-    records
 }
 
 fn encode(value: &impl Serialize) -> Vec<u8> {

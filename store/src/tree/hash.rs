@@ -23,6 +23,13 @@ impl fmt::Display for Digest {
     }
 }
 
+impl Digest {
+    /// Its bytes, as the hash gives them.
+    pub fn bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+}
+
 /// The key: the first 16 bytes, as two numbers in network order, of the text "weft state digest".
 const KEY: [u64; 2] = [0x7765_6674_2073_7461, 0x7465_2064_6967_6573];
 
