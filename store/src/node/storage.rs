@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use super::change;
 use crate::log::{LogError, LogStore};
 use crate::machine::Position;
 
@@ -153,11 +154,16 @@ impl<L: LogStore> Storage for RaftStorage<L> {
         Ok(self.log.last_index())
     }
 
-    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let mut snapshots = self.snapshots.borrow_mut();
         let least = request_index.max(self.log.truncated().index);
+        // A member takes no snapshot in which it is none: one from before it joined would be sent to it for ever.
+        let serves = |snapshot: &Snapshot| {
+            let meta = snapshot.get_metadata();
+            meta.index >= least && change::from_conf_state(meta.get_conf_state()).has(to)
+        };
         match &snapshots.ready {
-            Some(snapshot) if snapshot.get_metadata().index >= least => Ok(snapshot.clone()),
+            Some(snapshot) if serves(snapshot) => Ok(snapshot.clone()),
             _ => {
                 snapshots.ready = None;
                 snapshots.wanted = Some(SnapshotRequest { index: least });

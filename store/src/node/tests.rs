@@ -272,6 +272,45 @@ fn a_leader_that_is_removed_steps_down_and_the_others_elect_one() {
     assert_eq!(cluster.members[&new].core.voters(), Voters::from(left));
 }
 
+/// Found by the simulation (seed 20036): the leader kept sending a new member a snapshot from before it joined.
+#[test]
+fn a_new_member_gets_a_snapshot_in_which_it_is_one() {
+    let (mut cluster, leader) = led_cluster();
+    let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+    let last = core.log().last_index();
+    let before = Position { index: last, term: core.log().term(last).unwrap().unwrap() };
+    core.provide_snapshot(before, Vec::new());
+    core.change_members(&Change::Simple(vec![Step::AddLearner(4)])).unwrap();
+    while core.process(&mut Net::default()).unwrap().is_some() {}
+    let term = core.leadership().term;
+    let mut answer = Message { from: leader % 3 + 1, to: leader, term, index: last + 1, ..Message::default() };
+    answer.set_msg_type(MessageType::MsgAppendResponse);
+    core.step(answer);
+    while core.process(&mut Net::default()).unwrap().is_some() {}
+    assert!(core.voters().has(4));
+    core.compact(last).unwrap();
+    let refusal = Message { from: 4, to: leader, term: core.leadership().term, ..Message::default() };
+    let mut refusal = Message { index: last + 1, reject: true, ..refusal };
+    refusal.set_msg_type(MessageType::MsgAppendResponse);
+    let sent = |core: &mut Core<MemLog>| {
+        let mut net = Net::default();
+        while core.process(&mut net).unwrap().is_some() {}
+        let snapshots = net.sent.iter().filter(|m| m.get_msg_type() == MessageType::MsgSnapshot);
+        snapshots.map(|m| (m.to, m.get_snapshot().get_metadata().index)).collect::<Vec<_>>()
+    };
+    sent(core);
+    for index in [last + 1, last] {
+        core.step(Message { index, ..refusal.clone() });
+    }
+    assert_eq!(sent(core), []);
+    assert!(core.wanted_snapshot().is_some(), "a newer one is asked for");
+    core.provide_snapshot(Position { index: last + 1, ..before }, Vec::new());
+    let mut heard = Message { reject: false, index: 0, ..refusal };
+    heard.set_msg_type(MessageType::MsgHeartbeatResponse);
+    core.step(heard);
+    assert_eq!(sent(core), [(4, last + 1)]);
+}
+
 /// Found by the simulation: an append that carried nothing yet got entries that did not follow on it.
 #[test]
 fn an_append_begins_before_its_first_entry() {

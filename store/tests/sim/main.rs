@@ -31,6 +31,8 @@ use world::{Plan, World};
 
 /// Seeds that run every time.
 const FIXED: std::ops::RangeInclusive<u64> = 1..=12;
+/// Seeds that once found something, as long as their course stays the same.
+const FOUND: [u64; 1] = [20_036];
 /// Seeds within which a planted bug must be found.
 const MUTANT_SEEDS: u64 = 60;
 
@@ -153,7 +155,7 @@ fn a_seed_decides_everything() {
 #[test]
 fn fixed_seeds_hold_and_meet_every_fault() {
     let mut report = Report::default();
-    for seed in FIXED {
+    for seed in FIXED.chain(FOUND) {
         report.merge(&must_hold(seed));
     }
     let missing: Vec<&str> = MUST_OCCUR.iter().copied().filter(|name| report.count(name) == 0).collect();
