@@ -283,7 +283,8 @@ fn a_new_member_gets_a_snapshot_in_which_it_is_one() {
     core.change_members(&Change::Simple(vec![Step::AddLearner(4)])).unwrap();
     while core.process(&mut Net::default()).unwrap().is_some() {}
     let term = core.leadership().term;
-    let mut answer = Message { from: leader % 3 + 1, to: leader, term, index: last + 1, ..Message::default() };
+    let mut answer =
+        Message { from: leader % 3 + 1, to: leader, term, index: last + 1, ..Message::default() };
     answer.set_msg_type(MessageType::MsgAppendResponse);
     core.step(answer);
     while core.process(&mut Net::default()).unwrap().is_some() {}
