@@ -288,7 +288,11 @@ impl Drop for Weighed {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
+    use crate::membership::{Member, Membership};
+    use crate::tree::Op;
 
     #[test]
     fn a_command_weighs_until_the_last_holder_lets_go_of_it() {
@@ -299,6 +303,31 @@ mod tests {
         assert_eq!(total.load(Ordering::Relaxed), 1000 + COMMAND_BYTES);
         drop(held);
         assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn who_disconnects_does_not_take_his_command_back() {
+        let member = Member::bootstrap("n1", &["http://localhost:2380".to_owned()], "t");
+        let machine = Machine::bootstrap(Membership::bootstrap(vec![member]));
+        let identity = Identity { cluster_id: 1, member_id: 2 };
+        let shared = Arc::new(Shared::new(identity, "test".to_owned(), machine));
+        let (inputs, queue) = std::sync::mpsc::sync_channel(16);
+        let limits = Arc::new(Limits::new(16));
+        let handle = Handle::new(Arc::clone(&shared), inputs, limits, 1, Duration::from_secs(1));
+        shared.waiting_bytes.store(MAX_WAITING_BYTES - 1500, Ordering::Relaxed);
+        // Asks, and is gone before there is an answer.
+        let ask = || {
+            let op = Op::Delete { path: "/1/a".to_owned(), dir: false, recursive: false };
+            let asked = std::pin::pin!(handle.propose(Command::V2(op)));
+            asked.poll(&mut Context::from_waker(Waker::noop()))
+        };
+        let refused: Vec<_> = std::iter::repeat_with(ask).take(8).filter(Poll::is_ready).collect();
+        assert!((1..8).contains(&refused.len()), "{refused:?}");
+        let Poll::Ready(Err(error)) = &refused[0] else { panic!("{refused:?}") };
+        assert_eq!(error.cause, TOO_MANY_REQUESTS);
+        assert!(shared.waiters.lock().is_empty());
+        queue.try_iter().for_each(drop);
+        assert!(ask().is_pending());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::handle::{Handle, now, now_ns};
 use super::http::{Answer, json_type};
-use super::limits::{Limits, MAX_FORM_BYTES, OWN_BYTES, Share, form_time};
-use super::served::sharing;
+use super::limits::{Limits, MAX_FORM_BYTES, Share, form_time};
+use super::served::{fitted, sharing};
 use super::stats::Kind;
 use super::watching::Watch;
 use crate::wire::command::Command;
@@ -73,8 +73,8 @@ async fn try_answer(
                 v2::action_body(&event).into()
             } else {
                 // It is done, so there is nothing to refuse any more: however long it takes.
-                let share = handle.limits().answers.share(v2::event_size(&event)).await;
-                sharing(v2::event_body(&event, now_ns()), share)
+                let make = || v2::event_body(&event, now_ns());
+                fitted(&handle.limits().answers, v2::event_size(&event), make).await
             };
             let status = if event.is_creation() { StatusCode::CREATED } else { StatusCode::OK };
             let mut response = json_response(handle, status, event.index(), Answer::full(body));
@@ -87,27 +87,39 @@ async fn try_answer(
 /// Looks at a node. What is large waits until there is room for the answer, and is then looked at again: until then
 /// it is not held.
 async fn look(handle: &Handle, get: &Get) -> Result<Response<Answer>, ApiError> {
+    let (by, room) = (now() + handle.timeout(), &handle.limits().answers);
     let mut share = Share::default();
     let (index, body) = loop {
-        let (index, node) = handle.get(&get.path, get.recursive);
-        if node.is_err() {
-            handle.shared().stats.count(Kind::Gets, false);
-        }
-        let node = node?;
-        let bytes = v2::get_size(&node);
-        // Once is enough: it grows little while it waits.
-        if bytes <= OWN_BYTES || share.bytes() > 0 {
-            break (index, sharing(v2::get_body(&node, now_ns()), share));
-        }
-        drop(node);
-        share = timeout(handle.timeout(), handle.limits().answers.share(bytes)).await.map_err(|_| {
-            ApiError::busy(format_args!("no room for an answer of {bytes} bytes beside the others"))
+        let needed = match try_look(handle, get, share) {
+            Ok(Ok(looked)) => break looked,
+            Ok(Err(needed)) => needed,
+            Err(error) => {
+                handle.shared().stats.count(Kind::Gets, false);
+                return Err(error);
+            }
+        };
+        let left = by.saturating_duration_since(now());
+        share = timeout(left, room.share(needed)).await.map_err(|_| {
+            ApiError::busy(format_args!("no room for an answer of {needed} bytes beside the others"))
         })?;
     };
     handle.shared().stats.count(Kind::Gets, true);
     let mut response = json_response(handle, StatusCode::OK, index, Answer::full(body));
     add_raft_headers(handle, response.headers_mut());
     Ok(response)
+}
+
+/// The tree's index and the body, if `share` can be made large enough for it; else the bytes it needs.
+fn try_look(handle: &Handle, get: &Get, mut share: Share) -> Result<Result<(u64, Bytes), usize>, ApiError> {
+    let room = &handle.limits().answers;
+    let (index, node) = handle.get(&get.path, get.recursive);
+    let node = node?;
+    let estimate = v2::get_size(&node);
+    if !room.grow(&mut share, estimate) {
+        return Ok(Err(estimate));
+    }
+    let body = v2::get_body(&node, now_ns());
+    Ok(if room.grow(&mut share, body.len()) { Ok((index, sharing(body, share))) } else { Err(body.len()) })
 }
 
 /// The answer to a request that failed; where it met a limit, the log is told.

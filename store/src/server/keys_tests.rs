@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use hyper::body::{Frame, SizeHint};
 
 use super::*;
+use crate::server::limits::OWN_BYTES;
 
 /// Parts that come one after the other.
 struct Parts {

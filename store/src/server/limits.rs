@@ -99,15 +99,11 @@ impl Share {
     pub(super) fn is_none(&self) -> bool {
         self.units.is_none()
     }
-
-    /// The bytes it was made for.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
 impl Room {
-    fn new(bytes: usize) -> Room {
+    /// An empty one.
+    pub(super) fn new(bytes: usize) -> Room {
         let limit = bytes / ROOM_UNIT;
         Room { units: Arc::new(Semaphore::new(limit)), limit }
     }
@@ -120,7 +116,7 @@ impl Room {
         u32::try_from(bytes.div_ceil(ROOM_UNIT).min(self.limit)).unwrap_or(u32::MAX)
     }
 
-    /// Makes it one of `bytes`, if there is room for that now.
+    /// Makes it a share of at least `bytes`, if there is room for that now.
     pub(super) fn grow(&self, share: &mut Share, bytes: usize) -> bool {
         let more = self.units(bytes).saturating_sub(self.units(share.bytes));
         if more > 0 {
@@ -130,7 +126,7 @@ impl Room {
                 none => *none = Some(units),
             }
         }
-        share.bytes = bytes;
+        share.bytes = share.bytes.max(bytes);
         true
     }
 

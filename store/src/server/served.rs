@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::crowd::Guest;
 use super::handle::now;
 use super::http::Answer;
-use super::limits::{OWN_BYTES, Share};
+use super::limits::{OWN_BYTES, Room, Share};
 
 /// A request under way, until it is dropped.
 pub(super) struct Asked {
@@ -72,6 +72,20 @@ fn holding<T: Send + 'static>(bytes: Bytes, held: T) -> Bytes {
 /// Bytes that keep their share of the room until they are sent.
 pub(super) fn sharing(bytes: impl Into<Bytes>, share: Share) -> Bytes {
     if share.is_none() { bytes.into() } else { holding(bytes.into(), share) }
+}
+
+/// A body with its share of the room. `estimate` is what it may come to; where it turns out so much larger that it
+/// does not fit, it is made again when it does.
+pub(super) async fn fitted(room: &Room, estimate: usize, make: impl Fn() -> String) -> Bytes {
+    let mut needed = estimate;
+    loop {
+        let mut share = room.share(needed).await;
+        let body = make();
+        if room.grow(&mut share, body.len()) {
+            return sharing(body, share);
+        }
+        needed = body.len();
+    }
 }
 
 /// The body of an answer, with what it occupies.
@@ -167,6 +181,21 @@ mod tests {
         assert!(place.guest.pulse.lock().spare().is_none(), "it still has to be sent");
         drop(chunks);
         assert!(place.guest.pulse.lock().spare().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_turns_out_larger_waits_again() {
+        let room = Room::new(64 << 10);
+        let other = room.share(32 << 10).await;
+        let make = || "<".repeat(60 << 10);
+        let mut fitting = std::pin::pin!(fitted(&room, 20 << 10, make));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(fitting.as_mut().poll(&mut cx).is_pending());
+        drop(other);
+        let body = fitting.await;
+        assert!(!room.grow(&mut Share::default(), 20 << 10), "it holds its share");
+        drop(body);
+        assert!(room.grow(&mut Share::default(), 64 << 10));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::handle::{Handle, Shared, now_ns};
-use super::limits::{Limits, OWN_BYTES, Share, WATCHER_BACKLOG, WATCHER_BACKLOG_BYTES};
-use super::served::sharing;
+use super::limits::{Limits, OWN_BYTES, WATCHER_BACKLOG, WATCHER_BACKLOG_BYTES};
+use super::served::fitted;
 use crate::tree::watch::WatcherId;
 use crate::tree::{Event, Sink, WatchRequest};
 use crate::wire::v2::{self, ApiError};
@@ -55,8 +55,8 @@ impl Drop for WatchGuard {
     }
 }
 
-/// An event and the share of the room that its body waits for.
-type Waiting = (Arc<Event>, Pin<Box<dyn Future<Output = Share> + Send>>);
+/// The body of an event, which waits for its share of the room.
+type Waiting = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
 /// A watch under way.
 pub struct Watch {
@@ -139,11 +139,11 @@ impl Watch {
                 return Poll::Ready(Some(v2::event_body(&event, now_ns()).into()));
             }
             let room = Arc::clone(&self.limits.answers);
-            self.waiting = Some((event, Box::pin(async move { room.share(bytes).await })));
+            let make = move || v2::event_body(&event, now_ns());
+            self.waiting = Some(Box::pin(async move { fitted(&room, bytes, make).await }));
         }
-        let Some((event, share)) = &mut self.waiting else { return Poll::Ready(None) };
-        let share = ready!(share.as_mut().poll(cx));
-        let body = sharing(v2::event_body(event, now_ns()), share);
+        let Some(waiting) = &mut self.waiting else { return Poll::Ready(None) };
+        let body = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
         Poll::Ready(Some(body))
     }

@@ -30,16 +30,6 @@ pub fn write_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// Bytes that [`write_string`] appends.
-pub fn string_len(text: &str) -> usize {
-    let more = |c: char| match c {
-        '"' | '\\' | '\n' | '\r' | '\t' => 1,
-        '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\u{fffd}' | '\0'..='\x1f' => 6 - c.len_utf8(),
-        _ => 0,
-    };
-    2 + text.len() + text.chars().map(more).sum::<usize>()
-}
-
 /// Appends a list of strings.
 pub fn write_strings<'a>(out: &mut String, items: impl IntoIterator<Item = &'a str>) {
     out.push('[');
@@ -76,13 +66,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_string_reads_back(text in any::<String>()) {
-            prop_assert_eq!(string_len(&text), string(&text).len());
             prop_assert_eq!(serde_json::from_str::<String>(&string(&text)).unwrap(), text);
-        }
-
-        #[test]
-        fn the_length_of_escapes_is_known(text in "[<>&\"\\\\\n\r\t\u{0}-\u{1f}\u{2028}\u{2029}\u{fffd}a]*") {
-            prop_assert_eq!(string_len(&text), string(&text).len());
         }
     }
 }
