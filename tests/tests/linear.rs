@@ -15,10 +15,12 @@
     clippy::disallowed_methods,
     reason = "faults last for a real while, and the checker's time is told"
 )]
+#![expect(clippy::print_stdout, reason = "a long run says where it is and what it was")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -124,10 +126,10 @@ fn run(victim: &mut Victim<'_, '_>, load: &Load, seed: u64, rounds: usize) -> Re
         let following: Vec<_> = ALL.into_iter().map(|n| scope.spawn(move || follow(n))).collect();
         let suffered = faults(victim, load, seed, rounds);
         load.stop();
-        let asked: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+        let asked: Vec<_> = clients.into_iter().map(ScopedJoinHandle::join).collect();
         let left = suffered.and_then(|()| end(victim, &followers));
         ended.store(true, Ordering::Relaxed);
-        let followed: Vec<_> = following.into_iter().map(|follower| follower.join()).collect();
+        let followed: Vec<_> = following.into_iter().map(ScopedJoinHandle::join).collect();
         let panicked = |_| anyhow!("a client panicked");
         asked.into_iter().try_for_each(|client| client.map_err(panicked)?)?;
         let (last, left) = left?;
