@@ -67,6 +67,7 @@ pub struct Member<'f> {
     plain: SocketAddr,
     program: PathBuf,
     args: Vec<String>,
+    files: Option<u32>,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -232,6 +233,7 @@ impl<'f> Member<'f> {
             plain,
             program: server.program()?,
             args,
+            files: None,
             log,
             process: None,
         })
@@ -240,6 +242,11 @@ impl<'f> Member<'f> {
     /// Adds a flag, or overrides an earlier one.
     pub fn push_flag(&mut self, flag: &str) {
         self.args.push(flag.to_owned());
+    }
+
+    /// The value of a flag that is there.
+    pub fn flag(&self, name: &str) -> Option<&str> {
+        self.args.iter().find_map(|arg| arg.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('='))
     }
 
     /// Replaces the value of a flag that is already there.
@@ -253,15 +260,25 @@ impl<'f> Member<'f> {
         Ok(())
     }
 
+    /// Lets it open only so many files (`ulimit -n`) from its next start on.
+    pub fn limit_files(&mut self, files: u32) {
+        self.files = Some(files);
+    }
+
     /// Starts the process, over the data it has.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(&mut self) -> Result<()> {
+        // prlimit becomes the program itself, so the child's pid is the program's.
+        let first = if self.files.is_some() { programs::tool("prlimit")? } else { self.program.clone() };
         let mut command = match self.ns {
-            Some(ns) => ns.command(&self.program)?,
-            None => Command::new(&self.program),
+            Some(ns) => ns.command(&first)?,
+            None => Command::new(&first),
         };
+        if let Some(files) = self.files {
+            command.arg(format!("--nofile={files}")).arg("--").arg(&self.program);
+        }
         command.args(&self.args);
         self.process = Some(Process::spawn(&self.name, command, &self.log)?);
         Ok(())

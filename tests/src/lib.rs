@@ -13,6 +13,7 @@
 //! | [`wait`] | wait for a condition with a deadline; nothing here sleeps to synchronise |
 //! | [`ns`], [`fabric`] | network namespaces; hosts on one underlay, containers behind bridges |
 //! | [`http`] | an HTTP client that sends exactly the bytes it is told |
+//! | [`raw`] | a connection that a test misuses |
 //! | [`v2`] | the handful of v2 key calls that tests make |
 //! | [`keepalive`] | an HTTP connection for many requests, which tells a lost one from one never sent |
 //! | [`linear`], [`key_model`] | is a history linearizable? |
@@ -51,6 +52,7 @@ pub mod notify;
 pub mod ns;
 pub mod process;
 pub mod programs;
+pub mod raw;
 pub mod scene;
 pub mod stage;
 pub mod systemd;

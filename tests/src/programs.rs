@@ -30,6 +30,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),
+    ("prlimit", "util-linux"),
     ("ss", "iproute2"),
     ("systemd-analyze", "systemd"),
     ("tcpdump", "tcpdump"),
