@@ -109,7 +109,7 @@ impl SledState {
     fn open_again(dir: &Path, image: Option<&Image>) -> Result<Option<(Identity, Machine)>, StateError> {
         let (Some(image), Some(number)) = (image, files::current(dir)?) else { return Ok(None) };
         let (_, deltas) = Changes::open(&files::changes_file(dir, number))?;
-        image.load(&deltas).map(Some)
+        image.load(deltas).map(Some)
     }
 }
 
@@ -180,25 +180,25 @@ impl Image {
         Ok(Image { db, identity, changes, limit_bytes, failed: false })
     }
 
-    fn load(&self, deltas: &[Delta]) -> Result<(Identity, Machine), StateError> {
+    fn load(&self, deltas: Vec<Delta>) -> Result<(Identity, Machine), StateError> {
         let faults = &self.db.faults;
         let (meta, mut nodes, mut events) = faults.guard(|| self.db.content())?;
         let mut meta = meta;
         for delta in deltas {
-            for (path, node) in &delta.nodes {
+            for (path, node) in delta.nodes {
                 match node {
-                    Some(node) => nodes.insert(path.clone(), node.clone()),
-                    None => nodes.remove(path),
+                    Some(node) => nodes.insert(path, node),
+                    None => nodes.remove(&path),
                 };
             }
-            events.extend(delta.events.iter().map(|event| (event.index(), event.clone())));
+            events.extend(delta.events.into_iter().map(|event| (event.index(), event)));
             events = events.split_off(&delta.first_event);
             meta = Meta {
                 identity: meta.identity,
                 applied: delta.applied,
                 index: delta.index,
-                membership: delta.membership.clone(),
-                alarms: delta.alarms.clone(),
+                membership: delta.membership,
+                alarms: delta.alarms,
                 digest: delta.digest,
             };
         }
