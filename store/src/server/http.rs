@@ -18,11 +18,11 @@ use tokio::time::timeout;
 use super::conn::{Connection, say_and_close};
 use super::crowd::Place;
 use super::handle::{Handle, now};
-use super::{health, keys};
 use super::limits::Limits;
 use super::pulse::Pulse;
 use super::stats::{self, PeerStats};
 use super::watching::Watch;
+use super::{health, keys};
 use crate::wire::v2::ApiError;
 use crate::wire::v2_request;
 

@@ -246,8 +246,7 @@ impl Tree {
             self.forget_node(prev);
         }
         let next = self.index + 1;
-        let node =
-            if dir { Node::dir(next, expires_ns) } else { Node::file(next, value, expires_ns) };
+        let node = if dir { Node::dir(next, expires_ns) } else { Node::file(next, value, expires_ns) };
         let view = node.view(path, Depth::Node);
         self.sum.add(path, &node);
         if let Some(at) = expires_ns {
