@@ -216,6 +216,7 @@ fn nothing_acknowledged_is_lost_at_whatever_call_the_power_goes() {
 
 /// With `WEFT_POWER_SEEDS` in the environment, for so many workloads.
 #[test]
+#[expect(clippy::print_stdout, reason = "a failure shows at which seed it was")]
 fn nothing_acknowledged_is_lost_in_workloads_drawn_at_random() {
     let seeds = std::env::var("WEFT_POWER_SEEDS").map_or(12, |seeds| seeds.parse().unwrap());
     for seed in 10..10 + seeds {
