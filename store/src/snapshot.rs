@@ -121,6 +121,26 @@ impl Snapshot {
         self.applied
     }
 
+    /// The members.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The alarms.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
+    }
+
+    /// What the state is, in one number: [`Machine::digest`].
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The v2 keyspace.
+    pub fn tree(&self) -> &FrozenTree {
+        &self.tree
+    }
+
     /// Writes the bytes. Takes no more memory than the largest record.
     ///
     /// # Errors

@@ -24,8 +24,8 @@ const WRITES: u64 = 460;
 const LOG_MIB: u64 = 448;
 /// And the image: six times the keys and the history.
 const DISK_MIB: u64 = LOG_MIB + 6 * (4 + 64);
-/// The history and the image that is being written hold it several times for a moment, in programs that are not optimized.
-const MEMORY_MIB: u64 = 1200;
+/// The history, 64 MiB of entries on their way, and what the allocator keeps.
+const MEMORY_MIB: u64 = 500;
 
 /// Three members whose log reaches back for few entries, and values that make up some bytes.
 struct Scene {

@@ -72,7 +72,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
             );
         }
         let (identity, machine) = bootstrap(config)?;
-        state.replace(identity, &machine)?;
+        state.replace(identity, &machine.freeze())?;
         (identity, machine)
     };
     for dir in [&member_dir, &config.data_dir] {

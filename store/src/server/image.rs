@@ -96,7 +96,7 @@ impl<S: StateStore> Imager<S> {
 
     /// On disk first: a crash at any point leaves the old state or the new one, each whole.
     fn replace(&mut self, mut machine: Machine) -> Result<(), StateError> {
-        self.state.replace(self.identity, &machine)?;
+        self.state.replace(self.identity, &machine.freeze())?;
         machine.tree.take_dirty();
         self.written = machine.tree.index();
         self.applied = machine.applied.index;
@@ -139,9 +139,9 @@ impl<S: StateStore> Imager<S> {
         };
         match self.state.write(&delta) {
             Ok(()) => {
-                self.written = delta.index;
-                self.applied = delta.applied.index;
-                Some(self.applied)
+                self.written = delta.whole().tree().index();
+                self.applied = delta.whole().applied().index;
+                if self.state.has_grown() { self.write_whole() } else { Some(self.applied) }
             }
             Err(error) => {
                 self.failed(&error);
@@ -152,23 +152,28 @@ impl<S: StateStore> Imager<S> {
 
     /// After a failure: writes everything, when it is time.
     fn write_anew(&mut self, retry: Retry) -> Option<u64> {
-        let frozen = {
+        if now() < retry.at {
+            self.shared.machine.write().tree.take_dirty();
+            return None;
+        }
+        let written = self.write_whole();
+        if let Some(raft_index) = written {
+            tracing::info!(raft_index, "the image of the applied state is written again");
+        }
+        written
+    }
+
+    /// Writes everything. The state stands still for it without a copy, and the member goes on.
+    fn write_whole(&mut self) -> Option<u64> {
+        let whole = {
             let mut machine = self.shared.machine.write();
             machine.tree.take_dirty();
-            if now() < retry.at {
-                return None;
-            }
             machine.freeze()
         };
-        let mut bytes = Vec::new();
-        frozen.write_to(&mut bytes).expect("memory takes everything");
-        let machine = Machine::from_snapshot(&bytes).expect("a state reads what it wrote");
-        drop((frozen, bytes));
-        match self.state.replace(self.identity, &machine) {
+        match self.state.replace(self.identity, &whole) {
             Ok(()) => {
-                self.written = machine.tree.index();
-                self.applied = machine.applied.index;
-                tracing::info!(raft_index = self.applied, "the image of the applied state is written again");
+                self.written = whole.tree().index();
+                self.applied = whole.applied().index;
                 self.succeeded();
                 Some(self.applied)
             }

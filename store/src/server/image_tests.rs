@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use super::*;
 use crate::machine::{Machine, Position};
 use crate::membership::{Member, Membership};
+use crate::snapshot::Snapshot;
 use crate::state::mem::MemState;
 use crate::tree::Op;
 
@@ -42,8 +43,8 @@ impl StateStore for Watched {
         self.0.load()
     }
 
-    fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
-        self.0.replace(identity, machine)?;
+    fn replace(&mut self, identity: Identity, whole: &Snapshot) -> Result<(), StateError> {
+        self.0.replace(identity, whole)?;
         self.note();
         Ok(())
     }
@@ -52,6 +53,10 @@ impl StateStore for Watched {
         self.0.write(delta)?;
         self.note();
         Ok(())
+    }
+
+    fn has_grown(&self) -> bool {
+        self.0.has_grown()
     }
 
     fn sync(&mut self) -> Result<(), StateError> {
@@ -76,14 +81,18 @@ impl StateStore for Full {
         self.0.load()
     }
 
-    fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
+    fn replace(&mut self, identity: Identity, whole: &Snapshot) -> Result<(), StateError> {
         self.check()?;
-        self.0.replace(identity, machine)
+        self.0.replace(identity, whole)
     }
 
     fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
         self.check()?;
         self.0.write(delta)
+    }
+
+    fn has_grown(&self) -> bool {
+        self.0.has_grown()
     }
 
     fn sync(&mut self) -> Result<(), StateError> {
@@ -99,7 +108,7 @@ fn a_full_disk_loses_nothing_and_is_over_when_there_is_room() {
     let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let start = machine(10);
     let mut state = Full(MemState::default(), Arc::clone(&full));
-    state.replace(identity, &start).unwrap();
+    state.replace(identity, &start.freeze()).unwrap();
     let shared = Arc::new(Shared::new(identity, "test".to_owned(), start));
     shared.machine.write().tree.take_dirty();
     let set = |n: u64| {
@@ -168,7 +177,7 @@ fn a_crash_while_a_snapshot_is_taken_over_leaves_the_old_state_or_the_new() {
     let (old, new) = (machine(10), machine(500));
     let (old_state, new_state) = (old.snapshot(), new.snapshot());
     let mut double = MemState::default();
-    double.replace(identity, &old).unwrap();
+    double.replace(identity, &old.freeze()).unwrap();
     let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let shared = Arc::new(Shared::new(identity, "test".to_owned(), old));
     shared.machine.write().tree.take_dirty();

@@ -1,22 +1,29 @@
 //! What has changed since the image was written: records at the end of one plain file.
 //!
 //! ```text
-//! record = length:u32 checksum[16] body[length]    (network order; the body is a Delta in postcard)
+//! record = length:u32 checksum[16] body[length]    (network order; the body is a `Record` in postcard)
 //! ```
+//!
+//! The body is written first and its length and checksum last, so that it is in memory nowhere.
 //!
 //! Records count up to the first that is not whole: a power loss may leave any part of what was not synced. So what is read
 //! is always a state that there has been, and none older than the last that was synced.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::files::fail;
-use super::seal::{CHECKSUM_BYTES, seal, unseal};
+use super::record::{Record, RecordRef};
+use super::seal::{CHECKSUM_BYTES, unseal};
 use super::{Delta, StateError};
+use crate::tree::hash::Hasher;
 
 /// Bytes of a record's length.
 const LENGTH_BYTES: usize = 4;
+/// Bytes that are written at once.
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// The file, open at its end.
 pub(super) struct Changes {
@@ -30,13 +37,13 @@ impl Changes {
     ///
     /// # Errors
     /// [`StateError::File`].
-    pub(super) fn open(path: &Path) -> Result<(Changes, Vec<Delta>), StateError> {
+    pub(super) fn open(path: &Path) -> Result<Changes, StateError> {
         let failed = fail(path);
         let opened = File::options().create(true).truncate(false).read(true).write(true).open(path);
         let mut file = opened.map_err(&failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(&failed)?;
-        let (deltas, length) = read(&bytes);
+        let (_, length) = read(&bytes);
         if length < bytes.len() {
             let cut_bytes = bytes.len() - length;
             tracing::warn!(
@@ -48,7 +55,16 @@ impl Changes {
         }
         let mut changes = Changes { path: path.to_owned(), file, length: length as u64 };
         changes.back().map_err(&failed)?;
-        Ok((changes, deltas))
+        Ok(changes)
+    }
+
+    /// All records.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub(super) fn read(&self) -> Result<Vec<Record>, StateError> {
+        let bytes = std::fs::read(&self.path).map_err(fail(&self.path))?;
+        Ok(read(&bytes).0)
     }
 
     /// Bytes in the file.
@@ -61,14 +77,31 @@ impl Changes {
     /// # Errors
     /// [`StateError::File`]; the file is as before.
     pub(super) fn push(&mut self, delta: &Delta) -> Result<(), StateError> {
-        let record = record(delta);
-        if let Err(error) = self.file.write_all(&record) {
-            // If this fails too, what is there is not whole and will be cut off at the next start.
-            let _ = self.back();
-            return Err(fail(&self.path)(error));
+        match self.append(&delta.into()) {
+            Ok(length) => self.length += length,
+            Err(error) => {
+                // If this fails too, what is there is not whole and will be cut off at the next start.
+                let _ = self.back();
+                return Err(fail(&self.path)(error));
+            }
         }
-        self.length += record.len() as u64;
         Ok(())
+    }
+
+    /// Bytes of the record.
+    fn append(&self, record: &RecordRef<'_>) -> io::Result<u64> {
+        let mut file = &self.file;
+        file.write_all(&[0; LENGTH_BYTES + CHECKSUM_BYTES])?;
+        let body = Body { file, length: 0, hasher: Hasher::default(), failed: None };
+        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, body);
+        let written = postcard::to_io(record, &mut writer).map_err(io::Error::other);
+        let written = written.and_then(Write::flush);
+        let (body, _) = writer.into_parts();
+        written.map_err(|error| body.failed.unwrap_or(error))?;
+        let length = u32::try_from(body.length).map_err(io::Error::other)?;
+        let head = [length.to_be_bytes().as_slice(), &body.hasher.finish().bytes()].concat();
+        self.file.write_all_at(&head, self.length)?;
+        Ok(head.len() as u64 + u64::from(length))
     }
 
     fn back(&mut self) -> std::io::Result<()> {
@@ -85,24 +118,46 @@ impl Changes {
     }
 }
 
-fn record(delta: &Delta) -> Vec<u8> {
-    let body = postcard::to_stdvec(delta).expect("no state has a length that postcard cannot write");
-    let length = u32::try_from(body.len()).expect("what changes between two writes is far less than 4 GiB");
-    [&length.to_be_bytes(), seal(&body).as_slice()].concat()
+/// Takes the body of a record.
+struct Body<'a> {
+    file: &'a File,
+    length: u64,
+    hasher: Hasher,
+    /// Why the file takes no more: postcard does not say.
+    failed: Option<io::Error>,
+}
+
+impl Write for Body<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match self.file.write(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                self.failed = Some(error);
+                return Err(io::ErrorKind::Other.into());
+            }
+            written => written?,
+        };
+        self.hasher.write(&bytes[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The records that are whole, and where the last of them ends.
-fn read(bytes: &[u8]) -> (Vec<Delta>, usize) {
-    let mut deltas = Vec::new();
+fn read(bytes: &[u8]) -> (Vec<Record>, usize) {
+    let mut records = Vec::new();
     let mut rest = bytes;
-    while let Some((delta, after)) = first(rest) {
-        deltas.push(delta);
+    while let Some((record, after)) = first(rest) {
+        records.push(record);
         rest = after;
     }
-    (deltas, bytes.len() - rest.len())
+    (records, bytes.len() - rest.len())
 }
 
-fn first(bytes: &[u8]) -> Option<(Delta, &[u8])> {
+fn first(bytes: &[u8]) -> Option<(Record, &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
     let (sealed, rest) = rest.split_at_checked(length.checked_add(CHECKSUM_BYTES)?)?;

@@ -65,6 +65,23 @@ pub(super) fn image_dir(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{IMAGE}{number}"))
 }
 
+/// Bytes of all files in the directory of a database.
+///
+/// # Errors
+/// [`StateError::File`].
+pub(super) fn size(dir: &Path) -> Result<u64, StateError> {
+    let mut bytes = 0;
+    for path in entries(dir)? {
+        bytes += if path.is_dir() {
+            size(&path)?
+        } else {
+            // sled may have removed it since.
+            path.metadata().map_or(0, |metadata| metadata.len())
+        };
+    }
+    Ok(bytes)
+}
+
 /// The file of what has changed since image `number` was written.
 pub(super) fn changes_file(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{CHANGES}{number}"))

@@ -1,10 +1,13 @@
 //! An image in memory that knows what is durable, for tests of what a crash leaves.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use super::{Delta, Identity, StateError, StateStore};
 use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
+use crate::snapshot::Snapshot;
+use crate::tree::frozen::StoredRef;
 use crate::tree::image::StoredNode;
 use crate::tree::{Digest, Event, Tree};
 
@@ -47,16 +50,21 @@ impl StateStore for MemState {
         Ok(Some((content.identity, machine)))
     }
 
-    fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
+    fn replace(&mut self, identity: Identity, state: &Snapshot) -> Result<(), StateError> {
+        let mut nodes = BTreeMap::new();
+        let _ = state.tree().for_each(&mut |path, node: StoredRef<'_>| {
+            nodes.insert(path.to_owned(), node.into());
+            Ok::<(), Infallible>(())
+        });
         self.now = Some(Content {
             identity,
-            applied: machine.applied,
-            index: machine.tree.index(),
-            membership: machine.membership.clone(),
-            alarms: machine.alarms.clone(),
-            digest: machine.digest(),
-            nodes: machine.tree.stored_nodes().into_iter().collect(),
-            events: machine.tree.history().iter().map(|event| (event.index(), (**event).clone())).collect(),
+            applied: state.applied(),
+            index: state.tree().index(),
+            membership: state.membership().clone(),
+            alarms: state.alarms().clone(),
+            digest: state.digest(),
+            nodes,
+            events: state.tree().events().iter().map(|event| (event.index(), (**event).clone())).collect(),
         });
         self.sync()
     }
@@ -68,20 +76,25 @@ impl StateStore for MemState {
                 what: "nothing to change yet".to_owned(),
             });
         };
-        content.applied = delta.applied;
-        content.index = delta.index;
-        content.membership = delta.membership.clone();
-        content.alarms = delta.alarms.clone();
-        content.digest = delta.digest;
-        for (path, node) in &delta.nodes {
+        let whole = delta.whole();
+        content.applied = whole.applied();
+        content.index = whole.tree().index();
+        content.membership = whole.membership().clone();
+        content.alarms = whole.alarms().clone();
+        content.digest = whole.digest();
+        for (path, node) in delta.nodes() {
             match node {
-                Some(node) => content.nodes.insert(path.clone(), node.clone()),
+                Some(node) => content.nodes.insert(path.to_owned(), node.into()),
                 None => content.nodes.remove(path),
             };
         }
-        content.events.extend(delta.events.iter().map(|event| (event.index(), event.clone())));
-        content.events = content.events.split_off(&delta.first_event);
+        content.events.extend(delta.events().iter().map(|event| (event.index(), (**event).clone())));
+        content.events = content.events.split_off(&delta.first_event());
         Ok(())
+    }
+
+    fn has_grown(&self) -> bool {
+        false
     }
 
     fn sync(&mut self) -> Result<(), StateError> {

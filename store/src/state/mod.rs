@@ -4,17 +4,19 @@
 //! position are applied again. Before entries are dropped from the log the image is made durable.
 
 mod changes;
+mod delta;
 mod faults;
 mod files;
 pub mod mem;
 mod old;
+mod record;
 mod seal;
 pub mod sled;
 
-use crate::machine::{Alarms, Machine, Position};
-use crate::membership::Membership;
-use crate::tree::image::StoredNode;
-use crate::tree::{Digest, Event};
+pub use self::delta::Delta;
+use crate::machine::Machine;
+use crate::snapshot::Snapshot;
+use crate::tree::Digest;
 
 /// The version of the image that this build writes. Versions 1 and 2 are read by `old` and written anew.
 const VERSION: u8 = 3;
@@ -75,61 +77,6 @@ pub struct Identity {
     pub member_id: u64,
 }
 
-/// What changed between two positions.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Delta {
-    /// Where the image stands afterwards.
-    pub applied: Position,
-    /// The tree's index there.
-    pub index: u64,
-    /// The members there.
-    pub membership: Membership,
-    /// The alarms there.
-    pub alarms: Alarms,
-    /// The digest of the state there.
-    pub digest: Digest,
-    /// The number of nodes there.
-    pub len: u64,
-    /// Changed nodes; `None` for those that are gone.
-    pub nodes: Vec<(String, Option<StoredNode>)>,
-    /// New events.
-    pub events: Vec<Event>,
-    /// Index of the oldest event to keep.
-    pub first_event: u64,
-}
-
-impl Delta {
-    /// Everything that changed in `machine` since this was last taken; `since` is the tree's index then.
-    /// Marks the changes as taken.
-    pub fn take(machine: &mut Machine, since: u64) -> Delta {
-        let nodes = machine.tree.take_dirty();
-        let nodes = nodes.into_iter().map(|path| {
-            let node = machine.tree.stored_node(&path);
-            (path, node)
-        });
-        let nodes = nodes.collect();
-        let history = machine.tree.history();
-        let mut events: Vec<Event> = history
-            .iter()
-            .rev()
-            .take_while(|event| event.index() > since)
-            .map(|event| (**event).clone())
-            .collect();
-        events.reverse();
-        Delta {
-            applied: machine.applied,
-            index: machine.tree.index(),
-            membership: machine.membership.clone(),
-            alarms: machine.alarms.clone(),
-            digest: machine.digest(),
-            len: machine.tree.len() as u64,
-            nodes,
-            events,
-            first_event: history.first_index().unwrap_or(0),
-        }
-    }
-}
-
 /// The image of one member's applied state.
 pub trait StateStore {
     /// Who the image belongs to and what it holds; `None` if it was never written.
@@ -142,13 +89,16 @@ pub trait StateStore {
     ///
     /// # Errors
     /// [`StateError`]; what was there before is untouched.
-    fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError>;
+    fn replace(&mut self, identity: Identity, state: &Snapshot) -> Result<(), StateError>;
 
     /// Writes a delta in one step. It need not be durable yet.
     ///
     /// # Errors
     /// [`StateError`].
     fn write(&mut self, delta: &Delta) -> Result<(), StateError>;
+
+    /// Whether the deltas take so much that everything should be replaced by the state as it is.
+    fn has_grown(&self) -> bool;
 
     /// Makes everything written so far durable.
     ///

@@ -134,7 +134,7 @@ fn a_power_loss_leaves_a_state_since_the_last_sync() {
     let dir = tempfile::tempdir().unwrap();
     let mut live = fresh();
     let mut state = SledState::open(dir.path()).unwrap();
-    state.replace(IDENTITY, &live).unwrap();
+    state.replace(IDENTITY, &live.freeze()).unwrap();
     live.tree.take_dirty();
     let mut coin = Coin(0x2545_F491_4F6C_DD1D);
     let mut durable = content(dir.path());
@@ -169,14 +169,14 @@ fn a_power_loss_leaves_the_old_image_or_the_new() {
     let dir = tempfile::tempdir().unwrap();
     let mut live = fresh();
     let mut state = SledState::open(dir.path()).unwrap();
-    state.replace(IDENTITY, &live).unwrap();
+    state.replace(IDENTITY, &live.freeze()).unwrap();
     let durable = content(dir.path());
     let before = live.snapshot();
     (10..3000).for_each(|n| apply(&mut live, n));
     let after = live.snapshot();
     let mut coin = Coin(77);
     // Filled, but not yet named.
-    let image = Image::make(dir.path(), 2, IDENTITY, &live).unwrap();
+    let image = Image::make(dir.path(), 2, IDENTITY, &live.freeze()).unwrap();
     for loss in [Loss::Growth, Loss::Blocks, Loss::Blocks, Loss::Blocks] {
         let found = start(&lose(&durable, &content(dir.path()), loss, &mut coin));
         assert!(found.as_ref() == Ok(&before), "{loss:?}");

@@ -1,15 +1,16 @@
 //! The image on disk: a sled 0.34 database that is written once, and a plain file of what has changed since.
 //!
 //! sled cannot be trusted with changes: its recovery from a power loss in the middle of them loses what it had synced
-//! before (docs/adr/0002). So a database is filled, made durable as a whole, and named the current one by a rename; it is not
-//! changed after that. Changes are records at the end of a file ([`super::changes`]). When they have grown, a new database
-//! takes the place of both.
+//! before (docs/adr/0002). So a database is filled, made durable as a whole, closed, and named the current one by a rename; it
+//! is not changed after that, and only a start opens it again. Changes are records at the end of a file
+//! ([`super::changes`]). When they have grown ([`StateStore::has_grown`]), a new database takes the place of both.
 //!
 //! Keys of the database: `n` + path for a node, `e` + index (8 bytes, network order) for an event, `m` for the rest. Values
 //! are postcard. The state's digest, kept with the image and with every change, is compared when it is read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sled::{Batch, Db, Mode};
@@ -21,6 +22,7 @@ use super::seal::{seal, unseal};
 use super::{Delta, Identity, KEY_META, StateError, StateStore, VERSION, old};
 use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
+use crate::snapshot::Snapshot;
 use crate::tree::image::StoredNode;
 use crate::tree::{Digest, Event, Tree};
 
@@ -28,9 +30,14 @@ use crate::tree::{Digest, Event, Tree};
 const CACHE_BYTES: u64 = 2 << 20;
 /// Operations that go into one batch of a database that is filled: sled keeps about 5 KiB for each until it is done.
 const BATCH_OPERATIONS: usize = 512;
+/// Bytes of keys and values after which a batch is full all the same.
+const BATCH_BYTES: usize = 1 << 20;
 /// Operations after which one round of collecting is enough: a round frees up to 512 objects (crossbeam-epoch: 8 bags of
 /// 64), and an operation leaves about 2.
 const OPERATIONS_PER_ROUND: usize = 64;
+/// How long a database that was just closed may stay locked: so many times [`LOCK_PAUSE`].
+const LOCK_TRIES: usize = 250;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Changes may take this many bytes before a new image is made, or [`GROWTH`] times as much as the image, if that is more.
 const MIN_CHANGES_BYTES: u64 = 32 << 20;
 /// So that on average a change is written no more than about twice.
@@ -53,10 +60,9 @@ pub struct SledState {
     image: Option<Image>,
 }
 
-/// A database and what has changed since.
+/// A database, which is closed, and what has changed since.
 struct Image {
-    db: Database,
-    identity: Identity,
+    dir: PathBuf,
     changes: Changes,
     /// Bytes of changes at which a new image is made.
     limit_bytes: u64,
@@ -91,37 +97,22 @@ impl SledState {
 
     /// Writes an image of an earlier version as one of this.
     fn renew(&mut self) -> Result<(), StateError> {
-        let (found, _) = with_database(&self.dir, |database| old::load(&database.db, &database.faults))?;
+        let found = with_database(&self.dir, |database| old::load(&database.db, &database.faults))?;
         let Some((identity, machine)) = found else { return Ok(()) };
         tracing::info!(dir = %self.dir.display(), "writing an image of an earlier version anew");
-        self.replace(identity, &machine)
-    }
-
-    /// What is on disk, written as an image without changes.
-    fn shorten(&mut self) -> Result<(), StateError> {
-        let Some((identity, machine)) = SledState::open_again(&self.dir, self.image.as_ref())? else {
-            return Ok(());
-        };
-        self.replace(identity, &machine)
-    }
-
-    /// The content of an open image with all of its changes.
-    fn open_again(dir: &Path, image: Option<&Image>) -> Result<Option<(Identity, Machine)>, StateError> {
-        let (Some(image), Some(number)) = (image, files::current(dir)?) else { return Ok(None) };
-        let (_, deltas) = Changes::open(&files::changes_file(dir, number))?;
-        image.load(deltas).map(Some)
+        self.replace(identity, &machine.freeze())
     }
 }
 
 impl StateStore for SledState {
     fn load(&self) -> Result<Option<(Identity, Machine)>, StateError> {
-        SledState::open_again(&self.dir, self.image.as_ref())
+        self.image.as_ref().map(Image::load).transpose()
     }
 
     /// Fills a new database and makes it the current one: possible also after a write that failed.
-    fn replace(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
+    fn replace(&mut self, identity: Identity, state: &Snapshot) -> Result<(), StateError> {
         let number = files::free_number(&self.dir)?;
-        let made = Image::make(&self.dir, number, identity, machine);
+        let made = Image::make(&self.dir, number, identity, state);
         let image = made.inspect_err(|_| files::remove(&files::image_dir(&self.dir, number)))?;
         if let Err(error) = files::set_current(&self.dir, number) {
             // Either may be the current one now: nothing more may go into the old one.
@@ -139,13 +130,17 @@ impl StateStore for SledState {
         let missing = || Faults::of(&self.dir).damaged("a change came before the first image");
         let image = self.image.as_mut().ok_or_else(missing)?;
         if image.failed {
-            return Err(image.db.faults.damaged("an earlier write of it failed; it has to be written anew"));
+            let faults = Faults::of(&image.dir);
+            return Err(faults.damaged("an earlier write of it failed; it has to be written anew"));
         }
         let pushed = image.changes.push(delta);
         // What this delta says is not in the file and in no later delta.
         image.failed = pushed.is_err();
-        pushed?;
-        if image.changes.length() > image.limit_bytes { self.shorten() } else { Ok(()) }
+        pushed
+    }
+
+    fn has_grown(&self) -> bool {
+        self.image.as_ref().is_some_and(|image| image.changes.length() > image.limit_bytes)
     }
 
     fn sync(&mut self) -> Result<(), StateError> {
@@ -159,47 +154,42 @@ impl StateStore for SledState {
 
 impl Image {
     fn open(dir: &Path, number: u64) -> Result<Image, StateError> {
-        let read_identity = |database: &mut Database| database.meta().map(|meta| meta.identity);
-        let (identity, db) = with_database(&files::image_dir(dir, number), read_identity)?;
-        Image::with_changes(dir, number, identity, db)
+        let changes = Changes::open(&files::changes_file(dir, number))?;
+        let dir = files::image_dir(dir, number);
+        let limit_bytes = MIN_CHANGES_BYTES.max(GROWTH * files::size(&dir)?);
+        Ok(Image { dir, changes, limit_bytes, failed: false })
     }
 
     /// A new image, all of it durable, and not the current one yet.
-    fn make(dir: &Path, number: u64, identity: Identity, machine: &Machine) -> Result<Image, StateError> {
-        let fill = |database: &mut Database| database.fill(identity, machine);
-        let ((), db) = with_database(&files::image_dir(dir, number), fill)?;
-        let image = Image::with_changes(dir, number, identity, db)?;
+    fn make(dir: &Path, number: u64, identity: Identity, state: &Snapshot) -> Result<Image, StateError> {
+        with_database(&files::image_dir(dir, number), |database| database.fill(identity, state))?;
+        let image = Image::open(dir, number)?;
         image.changes.sync()?;
         Ok(image)
     }
 
-    fn with_changes(dir: &Path, number: u64, identity: Identity, db: Database) -> Result<Image, StateError> {
-        let (changes, _) = Changes::open(&files::changes_file(dir, number))?;
-        let size = db.db.size_on_disk().map_err(|source| db.faults.engine(source))?;
-        let limit_bytes = MIN_CHANGES_BYTES.max(GROWTH * size);
-        Ok(Image { db, identity, changes, limit_bytes, failed: false })
-    }
-
-    fn load(&self, deltas: Vec<Delta>) -> Result<(Identity, Machine), StateError> {
-        let faults = &self.db.faults;
-        let (meta, mut nodes, mut events) = faults.guard(|| self.db.content())?;
+    /// What the database holds, with all of the changes.
+    fn load(&self) -> Result<(Identity, Machine), StateError> {
+        let faults = Faults::of(&self.dir);
+        let records = self.changes.read()?;
+        let (meta, mut nodes, mut events) = with_database(&self.dir, Database::content)?;
         let mut meta = meta;
-        for delta in deltas {
-            for (path, node) in delta.nodes {
+        for record in records {
+            for (path, node) in record.nodes {
                 match node {
                     Some(node) => nodes.insert(path, node),
                     None => nodes.remove(&path),
                 };
             }
-            events.extend(delta.events.into_iter().map(|event| (event.index(), event)));
-            events = events.split_off(&delta.first_event);
+            events.extend(record.events.into_iter().map(|event| (event.index(), event)));
+            events = events.split_off(&record.first_event);
             meta = Meta {
                 identity: meta.identity,
-                applied: delta.applied,
-                index: delta.index,
-                membership: delta.membership,
-                alarms: delta.alarms,
-                digest: delta.digest,
+                applied: record.applied,
+                index: record.index,
+                membership: record.membership,
+                alarms: record.alarms,
+                digest: record.digest,
             };
         }
         let tree = Tree::from_stored(meta.index, nodes, events.into_values());
@@ -209,25 +199,39 @@ impl Image {
         if found != wanted {
             return Err(StateError::Digest { dir: faults.dir().display().to_string(), found, wanted });
         }
-        Ok((self.identity, machine))
+        Ok((meta.identity, machine))
     }
 }
 
-/// Opens the database in `dir` and does `work` with it. After a failure it is never closed: closing could wait for ever.
+/// Opens the database in `dir`, does `work` with it, and closes it. After a failure it is never closed: closing could wait
+/// for ever.
 fn with_database<T>(
     dir: &Path,
-    work: impl FnOnce(&mut Database) -> Result<T, StateError>,
-) -> Result<(T, Database), StateError> {
+    work: impl FnOnce(&Database) -> Result<T, StateError>,
+) -> Result<T, StateError> {
     let mut kept = None;
     let done = Faults::of(dir).guard(|| {
-        let mut database = Database::open(dir)?;
+        let database = Database::open(dir)?;
         kept = Some(database.db.clone());
-        work(&mut database).map(|done| (done, database))
+        work(&database)
     });
     if done.is_err() {
         std::mem::forget(kept);
     }
     done
+}
+
+/// sled's own threads may hold a closed database, and its lock, for a moment longer.
+fn open_unlocked(config: &sled::Config) -> sled::Result<Db> {
+    for _ in 0..LOCK_TRIES {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 /// What an image holds: the rest, nodes by path, events by index.
@@ -241,46 +245,34 @@ impl Database {
             .cache_capacity(CACHE_BYTES)
             .mode(Mode::LowSpace)
             .flush_every_ms(None);
-        let db = config.open().map_err(|source| faults.engine(source))?;
+        let db = open_unlocked(&config).map_err(|source| faults.engine(source))?;
         files.sync()?;
         Ok(Database { db, files, faults })
     }
 
     /// Writes everything into an empty database, and makes it durable.
-    fn fill(&mut self, identity: Identity, machine: &Machine) -> Result<(), StateError> {
+    fn fill(&self, identity: Identity, state: &Snapshot) -> Result<(), StateError> {
         let meta = Meta {
             identity,
-            applied: machine.applied,
-            index: machine.tree.index(),
-            membership: machine.membership.clone(),
-            alarms: machine.alarms.clone(),
-            digest: machine.digest(),
+            applied: state.applied(),
+            index: state.tree().index(),
+            membership: state.membership().clone(),
+            alarms: state.alarms().clone(),
+            digest: state.digest(),
         };
-        let nodes = machine.tree.stored_nodes().into_iter();
-        let nodes = nodes.map(|(path, node)| (node_key(&path), encode(&node)));
-        let events = machine.tree.history().iter();
-        let events = events.map(|event| (event_key(event.index()), seal(&encode(&**event))));
-        let rest = std::iter::once((KEY_META.to_vec(), meta.encode()));
-        let filled = self.put(nodes.chain(events).chain(rest)).and_then(|()| self.db.flush());
-        filled.map_err(|source| self.faults.engine(source))?;
+        self.put_all(state, &meta).map_err(|source| self.faults.engine(source))?;
         self.files.sync()
     }
 
-    /// sled leaves old versions of its pages to crossbeam-epoch, which frees a little at every 128th access. A batch is one
-    /// access, however large: without the rounds here they would add up.
-    fn put(&self, records: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> sled::Result<()> {
-        let mut records = records.peekable();
-        while records.peek().is_some() {
-            let mut batch = Batch::default();
-            for (key, value) in records.by_ref().take(BATCH_OPERATIONS) {
-                batch.insert(key, value);
-            }
-            self.db.apply_batch(batch)?;
-            for _ in 0..=BATCH_OPERATIONS / OPERATIONS_PER_ROUND {
-                sled::pin().flush();
-            }
+    fn put_all(&self, state: &Snapshot, meta: &Meta) -> sled::Result<()> {
+        let mut filler = Filler::new(&self.db);
+        state.tree().for_each(&mut |path, node| filler.put(node_key(path), encode(&node)))?;
+        for event in state.tree().events() {
+            filler.put(event_key(event.index()), seal(&encode(&**event)))?;
         }
-        Ok(())
+        filler.put(KEY_META.to_vec(), meta.encode())?;
+        filler.write()?;
+        self.db.flush().map(drop)
     }
 
     fn meta(&self) -> Result<Meta, StateError> {
@@ -312,6 +304,38 @@ impl Database {
             events.insert(event.index(), event);
         }
         Ok((self.meta()?, nodes, events))
+    }
+}
+
+/// Fills a database in batches.
+struct Filler<'a> {
+    db: &'a Db,
+    batch: Batch,
+    operations: usize,
+    bytes: usize,
+}
+
+impl Filler<'_> {
+    fn new(db: &Db) -> Filler<'_> {
+        Filler { db, batch: Batch::default(), operations: 0, bytes: 0 }
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> sled::Result<()> {
+        self.operations += 1;
+        self.bytes += key.len() + value.len();
+        self.batch.insert(key, value);
+        if self.operations < BATCH_OPERATIONS && self.bytes < BATCH_BYTES { Ok(()) } else { self.write() }
+    }
+
+    /// sled leaves old versions of its pages to crossbeam-epoch, which frees a little at every 128th access. A batch is one
+    /// access, however large: without the rounds here they would add up.
+    fn write(&mut self) -> sled::Result<()> {
+        let Filler { batch, operations, .. } = std::mem::replace(self, Filler::new(self.db));
+        self.db.apply_batch(batch)?;
+        for _ in 0..=operations / OPERATIONS_PER_ROUND {
+            sled::pin().flush();
+        }
+        Ok(())
     }
 }
 

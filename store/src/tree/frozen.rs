@@ -28,6 +28,13 @@ pub struct StoredRef<'a> {
     pub value: Option<&'a str>,
 }
 
+impl<'a> From<&'a Node> for StoredRef<'a> {
+    fn from(node: &'a Node) -> StoredRef<'a> {
+        let Node { created, modified, expires_ns, .. } = *node;
+        StoredRef { created, modified, expires_ns, value: node.value() }
+    }
+}
+
 impl Tree {
     /// The tree as it is now. Costs next to nothing for a tree of any size.
     pub fn freeze(&self) -> FrozenTree {
@@ -57,6 +64,15 @@ impl FrozenTree {
         &self.events
     }
 
+    /// The node at a clean path; `None` if there is none.
+    pub fn get(&self, path: &str) -> Option<StoredRef<'_>> {
+        let mut node = &self.root;
+        for (_, name) in path::components(path) {
+            node = node.children()?.get(name)?;
+        }
+        Some(node.into())
+    }
+
     /// Shows every node but the root with its path, directories before what they hold, in order.
     ///
     /// # Errors
@@ -73,8 +89,7 @@ fn walk<E>(
 ) -> Result<(), E> {
     for (name, child) in node.children().into_iter().flatten() {
         let path = path::join(at, name);
-        let Node { created, modified, expires_ns, .. } = *child;
-        show(&path, StoredRef { created, modified, expires_ns, value: child.value() })?;
+        show(&path, child.into())?;
         walk(child, &path, show)?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::children::Children;
 use super::event::{Event, History};
+use super::frozen::StoredRef;
 use super::node::{Kind, Node};
 use super::{HISTORY_EVENTS, Tree, path};
 
@@ -28,6 +29,13 @@ impl From<&Node> for StoredNode {
             expires_ns: node.expires_ns,
             value: node.value().map(str::to_owned),
         }
+    }
+}
+
+impl From<StoredRef<'_>> for StoredNode {
+    fn from(node: StoredRef<'_>) -> StoredNode {
+        let StoredRef { created, modified, expires_ns, value } = node;
+        StoredNode { created, modified, expires_ns, value: value.map(str::to_owned) }
     }
 }
 

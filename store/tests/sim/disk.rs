@@ -221,7 +221,7 @@ const IDENTITY: Identity = Identity { cluster_id: 1, member_id: 1 };
 
 fn whole(machine: &Machine) -> MemState {
     let mut state = MemState::default();
-    state.replace(IDENTITY, machine).expect("memory does not fail");
+    state.replace(IDENTITY, &machine.freeze()).expect("memory does not fail");
     state
 }
 

@@ -390,8 +390,8 @@ impl Body {
     pub(crate) fn write_image(&mut self, image: &mut SimImage, sync: bool, now: Nanos, time: Nanos) -> u64 {
         image.settle(now);
         let delta = Delta::take(&mut self.machine, self.written);
-        self.written = delta.index;
-        let index = delta.applied.index;
+        self.written = delta.whole().tree().index();
+        let index = delta.whole().applied().index;
         image.write(delta, sync, now + time);
         index
     }
