@@ -269,14 +269,25 @@ fn a_leader_sets_the_version_first_and_its_time_while_keys_expire() {
 
 #[test]
 fn a_proposal_from_a_peer_that_is_no_command_is_refused() {
+    let command =
+        || Envelope { id: RequestId { member: 2, number: 5 }, command: Command::Check(None) }.encode();
     let mut stage = Stage::new(&[1]);
     stage.round();
-    let last = stage.replica.log().last_index();
-    stage.step(MessageType::MsgPropose, |message| {
-        message.set_entries(vec![Entry { data: vec![9, 9].into(), ..Entry::default() }].into());
-    });
-    stage.round();
-    assert_eq!(stage.replica.log().last_index(), last);
+    stage.work();
+    let mut proposed = |data: &[Vec<u8>]| {
+        let last = stage.replica.log().last_index();
+        stage.step(MessageType::MsgPropose, |message| {
+            // As one that a follower passes on: it has no term.
+            message.term = 0;
+            let entry = |data: &Vec<u8>| Entry { data: data.clone().into(), ..Entry::default() };
+            message.set_entries(data.iter().map(entry).collect::<Vec<_>>().into());
+        });
+        stage.round();
+        stage.replica.log().last_index() - last
+    };
+    assert_eq!(proposed(&[command()]), 1, "a proposal from a peer is taken");
+    assert_eq!(proposed(&[vec![9, 9]]), 0);
+    assert_eq!(proposed(&[command(), vec![9, 9]]), 0, "not even in part");
 }
 
 #[test]
