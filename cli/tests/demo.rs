@@ -80,7 +80,7 @@ impl Fixture {
     }
 
     fn wait_nothing_left(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline && !(self.processes().is_empty() && self.files().is_empty()) {
             thread::sleep(Duration::from_millis(20));
         }

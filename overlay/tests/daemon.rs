@@ -12,7 +12,7 @@ use std::time::Duration;
 use support::{Hosts, PREFIX, eventually, lines};
 
 const CONFIG: &str = r#"{ "Network": "172.17.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 fn peer(host: u8) -> String {
     format!(
@@ -234,7 +234,7 @@ fn leases_come_change_and_go_and_odd_keys_do_no_harm() {
     assert_eq!(hosts.routes(0).len(), 1);
     hosts.start_etcd();
     hosts.set("subnets/172.17.44.0-24", &peer(44));
-    eventually("the watch goes on", Duration::from_secs(8), || (hosts.routes(0).len() == 2).then_some(()));
+    eventually("the watch goes on", SOON, || (hosts.routes(0).len() == 2).then_some(()));
 
     // An externally shortened TTL is renewed.
     let key = format!("{PREFIX}/subnets/{a}-24");
@@ -375,9 +375,7 @@ fn hosts_of_both_data_paths_share_a_network_and_a_restart_is_short() {
     eventually("carrying on", SOON, || first.log().contains("carrying packets").then_some(()));
     hosts.ping(1, &a);
     hosts.start_etcd();
-    eventually("readiness", Duration::from_secs(10), || {
-        first.log().contains(": ready subnet=").then_some(())
-    });
+    eventually("readiness", SOON, || first.log().contains(": ready subnet=").then_some(()));
     hosts.ping(1, &a);
 }
 

@@ -87,12 +87,12 @@ fn sh(command: &str) -> String {
 
 /// Tries until it yields something.
 fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within 5 s: {what}");
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
         std::thread::yield_now();
     }
 }

@@ -12,7 +12,7 @@ use crate::stage::{Stage, SubnetEnv};
 use crate::wait::wait_for;
 
 /// Watches bring the peers' changes within milliseconds; this is the patience of a busy machine.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(45);
 
 /// `subnet.env` byte for byte in flannel's form.
 ///

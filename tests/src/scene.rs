@@ -28,7 +28,7 @@ pub const KERNEL: &[&str] = &["-datapath=kernel"];
 /// Flags of all three.
 pub const TRIO: [&[&str]; 3] = [RUST, RUST, KERNEL];
 /// The patience of a busy machine.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(45);
 
 const NETWORK_CONFIG: &str = r#"{"Network": "172.17.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 

@@ -40,7 +40,7 @@ fn containers_of_two_dockerds_reach_each_other() -> Result<()> {
     let [(first, a), (second, b)] = &docks[..] else { anyhow::bail!("two dockerds were started") };
     for (from, to) in [(first, b), (second, a)] {
         let to = to.to_string();
-        let out = wait_for("an echo across hosts", Duration::from_secs(15), || {
+        let out = wait_for("an echo across hosts", Duration::from_secs(45), || {
             from.exec("box", &["ping", "-c", "3", "-W", "2", &to])
         })?;
         ensure!(out.contains(" 0% packet loss"), "{out}");
@@ -68,7 +68,7 @@ fn tcp_between(server: &Dockerd, address: Ipv4Addr, client: &Dockerd, text: &str
     let serve = format!("echo {text} | nc -l -p 7000");
     server.docker(&["exec", "-d", "box", "sh", "-c", &serve])?;
     let address = address.to_string();
-    let got = wait_for("TCP across hosts", Duration::from_secs(15), || {
+    let got = wait_for("TCP across hosts", Duration::from_secs(45), || {
         client.exec("box", &["sh", "-c", &format!("nc -w 3 {address} 7000 </dev/null")])
     })?;
     ensure!(got == text, "`{got}` arrived instead of `{text}`");

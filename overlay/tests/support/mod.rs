@@ -82,7 +82,7 @@ impl Process {
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
         let tasks = format!("/proc/{}/task", self.child.id());
-        eventually("all threads stopped", Duration::from_secs(5), || {
+        eventually("all threads stopped", Duration::from_secs(30), || {
             let stopped = |task: std::fs::DirEntry| {
                 let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
                 stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
@@ -95,7 +95,7 @@ impl Process {
     pub(crate) fn exit_code(&mut self) -> i32 {
         let log = self.log.clone();
         let status =
-            eventually(&format!("end of process; log {}", log.display()), Duration::from_secs(5), || {
+            eventually(&format!("end of process; log {}", log.display()), Duration::from_secs(30), || {
                 self.child.try_wait().unwrap()
             });
         status.code().unwrap_or_else(|| panic!("{status}\n{}", self.log()))
@@ -159,7 +159,7 @@ impl Hosts {
             STORE,
         ];
         self.etcd = Some(Process::spawn(&args, &[], &log));
-        eventually("etcd serves", Duration::from_secs(10), || {
+        eventually("etcd serves", Duration::from_secs(30), || {
             self.try_exec(0, &["curl", "-sf", &format!("{STORE}/health")]).0.success().then_some(())
         });
     }
@@ -224,7 +224,7 @@ impl Hosts {
     /// Starts overlayd and waits until it is ready; returns it and its subnet's base.
     pub(crate) fn ready(&self, host: usize, args: &[&str]) -> (Process, String) {
         let daemon = self.overlayd(host, args, &[]);
-        eventually(&format!("readiness of host {host}"), Duration::from_secs(10), || {
+        eventually(&format!("readiness of host {host}"), Duration::from_secs(30), || {
             daemon.log().contains(": ready subnet=").then_some(())
         });
         (daemon, self.subnet(host))
