@@ -100,7 +100,8 @@ async fn look(handle: &Handle, get: &Get) -> Result<Response<Answer>, ApiError> 
         };
         let left = by.saturating_duration_since(now());
         share = timeout(left, room.share(needed)).await.map_err(|_| {
-            ApiError::busy(format_args!("no room for an answer of {needed} bytes beside the others"))
+            let what = format_args!("no room for an answer of {needed} bytes beside the others");
+            ApiError::busy_with("no room for an answer", what)
         })?;
     };
     handle.shared().stats.count(Kind::Gets, true);
@@ -124,8 +125,8 @@ fn try_look(handle: &Handle, get: &Get, mut share: Share) -> Result<Result<(u64,
 
 /// The answer to a request that failed; where it met a limit, the log is told.
 pub fn api_error(handle: &Handle, from: SocketAddr, error: &ApiError) -> Response<Answer> {
-    if error.is_limit() {
-        handle.limits().tell(from, &error.cause);
+    if let Some(limit) = error.limit() {
+        handle.limits().tell_limit(from, limit, &error.cause);
     }
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json_response(handle, status, error.index, Answer::full(error.body()))

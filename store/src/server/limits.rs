@@ -200,15 +200,28 @@ impl Limits {
     }
 
     /// Tells the log that a client met a limit, once and then now and again.
-    pub(super) fn tell(&self, from: SocketAddr, why: &str) {
-        self.tell_of(from, "a client met a limit", why);
+    pub(super) fn tell(&self, from: SocketAddr, why: &'static str) {
+        self.tell_limit(from, why, why);
     }
 
-    /// Tells the log what a client did, once for each address and cause and then now and again.
-    pub(super) fn tell_of(&self, from: SocketAddr, what: &str, why: &str) {
-        let about = from.ip().to_canonical();
-        let Some(Say { held_back }) = self.complaints.lock().admit(now(), &about, why) else { return };
-        tracing::warn!(%from, error = why, held_back, "{what}");
+    /// The same with words in which there are numbers, for a `limit` without.
+    pub(super) fn tell_limit(&self, from: SocketAddr, limit: &'static str, why: &str) {
+        if let Some(Say { held_back }) = self.may_say(from, limit) {
+            tracing::warn!(%from, error = why, held_back, "a client met a limit");
+        }
+    }
+
+    /// Tells the log what a client did. It goes by `what` alone whether that is news: the client may have a say in the
+    /// words of `why`, and could fill the log with ever new ones.
+    pub(super) fn tell_of(&self, from: SocketAddr, what: &'static str, why: &str) {
+        if let Some(Say { held_back }) = self.may_say(from, what) {
+            tracing::warn!(%from, error = why, held_back, "{what}");
+        }
+    }
+
+    /// Once for each address and cause, and then now and again.
+    fn may_say(&self, from: SocketAddr, cause: &'static str) -> Option<Say> {
+        self.complaints.lock().admit(now(), &from.ip().to_canonical(), cause)
     }
 }
 
@@ -235,6 +248,7 @@ fn watches(clients: usize) -> usize {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::wire::v2::ApiError;
 
     #[test]
     fn the_member_keeps_its_own_descriptors() {
@@ -248,6 +262,19 @@ mod tests {
     fn watches_leave_places_for_requests() {
         assert_eq!(watches(16), 12);
         assert_eq!(watches(MAX_CLIENTS), 6144);
+    }
+
+    #[test]
+    fn a_client_does_not_fill_the_log_with_other_numbers() {
+        let limits = Limits::new(16);
+        let from = SocketAddr::from(([192, 0, 2, 1], 1));
+        let say = |bytes: usize| {
+            let error = ApiError::late(format!("{bytes} bytes within 10 seconds"));
+            limits.may_say(from, error.limit().unwrap()).is_some()
+        };
+        assert!(say(1));
+        assert!(!(2..100).any(say), "the same cause");
+        assert!(limits.may_say(from, "another").is_some());
     }
 
     #[test]

@@ -90,7 +90,8 @@ impl Watch {
     ) -> Result<Watch, ApiError> {
         let (shared, limits) = (handle.shared(), handle.limits());
         let place = Arc::clone(&limits.watches).try_acquire_owned().map_err(|_| {
-            ApiError::busy(format_args!("{} watches are the most that this member takes", limits.max_watches))
+            let what = format_args!("{} watches are the most that this member takes", limits.max_watches);
+            ApiError::busy_with("watches", what)
         })?;
         let machine = shared.machine.read();
         let index = machine.tree.index();

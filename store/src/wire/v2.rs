@@ -143,6 +143,8 @@ pub struct ApiError {
     pub index: u64,
     /// The HTTP status, where it is not the one that goes with the code.
     http: Option<u16>,
+    /// The limit that the client met, if it is one that etcd does not have.
+    limit: Option<&'static str>,
 }
 
 /// etcd's words for a member with too much to do.
@@ -151,23 +153,35 @@ pub const TOO_MANY_REQUESTS: &str = "etcdserver: too many requests";
 impl ApiError {
     /// An error from before the tree.
     pub fn new(code: u32, cause: impl Into<String>) -> ApiError {
-        ApiError { code, cause: cause.into(), index: 0, http: None }
+        ApiError { code, cause: cause.into(), index: 0, http: None, limit: None }
     }
 
     /// A limit of this member that etcd does not have: status 503, at which clients turn to another member, with
-    /// etcd's words for too much to do before `what`.
-    pub fn busy(what: impl std::fmt::Display) -> ApiError {
-        ApiError { http: Some(503), ..ApiError::raft(format!("{TOO_MANY_REQUESTS}: {what}")) }
+    /// etcd's words for too much to do before `limit`.
+    pub fn busy(limit: &'static str) -> ApiError {
+        ApiError::busy_with(limit, limit)
+    }
+
+    /// The same with words that differ from one request to the next. `limit`, which does not, is what the log goes by
+    /// when it tells something once and not for every request.
+    pub fn busy_with(limit: &'static str, what: impl std::fmt::Display) -> ApiError {
+        let error = ApiError::raft(format!("{TOO_MANY_REQUESTS}: {what}"));
+        ApiError { http: Some(503), limit: Some(limit), ..error }
     }
 
     /// A form that does not come in time: status 408.
     pub fn late(cause: impl Into<String>) -> ApiError {
-        ApiError { http: Some(408), ..ApiError::new(210, cause) }
+        ApiError {
+            http: Some(408),
+            limit: Some("the form did not arrive in time"),
+            ..ApiError::new(210, cause)
+        }
     }
 
-    /// Whether the client met a limit, which the operator may want to know.
-    pub fn is_limit(&self) -> bool {
-        self.http.is_some() || (self.code == 300 && self.cause == TOO_MANY_REQUESTS)
+    /// The limit that the client met, which the operator may want to know; the same words whatever the numbers.
+    pub fn limit(&self) -> Option<&'static str> {
+        let overload = self.code == 300 && self.cause == TOO_MANY_REQUESTS;
+        self.limit.or(overload.then_some(TOO_MANY_REQUESTS))
     }
 
     /// Code 300: consensus did not answer.
@@ -231,7 +245,7 @@ impl From<TreeError> for ApiError {
     fn from(error: TreeError) -> ApiError {
         let is_path = !matches!(error.code, Code::CompareFailed | Code::EventCleared | Code::KeyTooLong);
         let cause = if is_path { user_path(&error.cause).to_owned() } else { error.cause };
-        ApiError { code: error.code.number(), cause, index: error.index, http: None }
+        ApiError { code: error.code.number(), cause, index: error.index, http: None, limit: None }
     }
 }
 
@@ -268,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_told_apart_and_has_etcds_words() {
-        let busy = ApiError::busy("12 watches are the most");
+        let busy = ApiError::busy_with("watches", "12 watches are the most");
         assert_eq!(busy.status(), 503);
         assert_eq!(
             busy.body(),
@@ -276,8 +290,10 @@ mod tests {
              watches are the most\",\"index\":0}\n"
         );
         assert_eq!(ApiError::late("slow").status(), 408);
-        assert!(busy.is_limit() && ApiError::raft(TOO_MANY_REQUESTS).is_limit());
-        assert!(!ApiError::raft("etcdserver: request timed out").is_limit());
+        assert_eq!(busy.limit(), Some("watches"));
+        assert_eq!(ApiError::late("12 bytes").limit(), ApiError::late("13 bytes").limit());
+        assert_eq!(ApiError::raft(TOO_MANY_REQUESTS).limit(), Some(TOO_MANY_REQUESTS));
+        assert_eq!(ApiError::raft("etcdserver: request timed out").limit(), None);
     }
 
     #[test]
