@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tokio::net::{TcpListener, TcpStream};
@@ -180,6 +180,22 @@ pub(super) fn too_many_requests(api: &Api, from: SocketAddr) -> Response<Answer>
 
 /// Answers a request from the client at `from`.
 pub(super) async fn route(api: &Api, from: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
+    let is_head = request.method() == Method::HEAD;
+    let response = answer(api, from, request).await;
+    if is_head { without_body(response) } else { response }
+}
+
+/// The answer to HEAD: the length of the body, and not the body. Over HTTP/1 hyper leaves it out by itself; over HTTP/2
+/// it would send it, at which clients reset the stream.
+fn without_body(response: Response<Answer>) -> Response<Answer> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size().filter(|&length| length > 0) {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Answer::Full(None))
+}
+
+async fn answer(api: &Api, from: SocketAddr, request: Request<Incoming>) -> Response<Answer> {
     let (parts, body) = request.into_parts();
     if parts.method == Method::OPTIONS {
         return Response::new(Answer::Full(None));
@@ -403,6 +419,16 @@ pub fn cluster_id(handle: &Handle, headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_answer_to_head_has_the_length_and_nothing_of_the_body() {
+        for (body, length) in [("12345", Some("5")), ("", None)] {
+            let response = without_body(text(StatusCode::NOT_FOUND, body));
+            let declared = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+            assert_eq!((response.status().as_u16(), declared), (404, length));
+            assert!(response.body().is_end());
+        }
+    }
 
     #[test]
     fn paths_are_cleaned_as_gos_mux_does() {
