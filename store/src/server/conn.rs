@@ -197,6 +197,7 @@ impl Connection {
     async fn supervise<F: Future + Unpin>(&mut self, future: &mut F) -> Result<F::Output, End> {
         let guest = Arc::clone(&self.place.guest);
         let mut leave = pin!(guest.leave.notified());
+        let mut hurry = pin!(guest.hurry.notified());
         let mut stopped = pin!(self.stop.wait_for(|&stop| stop));
         let mut timer = pin!(sleep_until(Instant::from_std(now() + IDLE)));
         poll_fn(|cx| {
@@ -209,6 +210,10 @@ impl Connection {
             if stopped.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Stopping));
             }
+            // Answers of HTTP/2 are handed over by tasks of their own.
+            while hurry.as_mut().poll(cx).is_ready() {
+                hurry.set(guest.hurry.notified());
+            }
             poll_deadline(&guest, timer.as_mut(), cx).map(|late| Err(End::Late(late)))
         })
         .await
@@ -219,7 +224,7 @@ impl Connection {
 /// is answered at once costs nothing here.
 fn poll_deadline(guest: &Guest, mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<Late> {
     loop {
-        let Some((by, late)) = guest.pulse.lock().deadline() else { return Poll::Pending };
+        let Some((by, late)) = guest.pulse.lock().look() else { return Poll::Pending };
         let by = Instant::from_std(by);
         if by < timer.deadline() {
             timer.as_mut().reset(by);

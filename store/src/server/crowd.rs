@@ -23,6 +23,8 @@ pub(super) struct Guest {
     pub(super) pulse: Mutex<Pulse>,
     /// Told when it has to go.
     pub(super) leave: Notify,
+    /// Told when its deadline has come nearer.
+    pub(super) hurry: Notify,
 }
 
 /// All connections.
@@ -87,7 +89,7 @@ impl Crowd {
         }
         let id = inner.next;
         inner.next += 1;
-        let guest = Arc::new(Guest { pulse: Mutex::new(pulse), leave: Notify::new() });
+        let guest = Arc::new(Guest { pulse: Mutex::new(pulse), leave: Notify::new(), hurry: Notify::new() });
         inner.guests.insert(id, Arc::clone(&guest));
         Some((Place { crowd: Arc::clone(self), id, guest }, gone))
     }

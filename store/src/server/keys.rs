@@ -13,8 +13,9 @@ use tokio::time::timeout;
 
 use super::handle::{Handle, now, now_ns};
 use super::http::{Answer, json_type};
-use super::limits::{Limits, MAX_FORM_BYTES, Share, form_time};
+use super::limits::{MAX_FORM_BYTES, form_time};
 use super::served::{fitted, sharing};
+use super::shares::{ClientRoom, Share};
 use super::stats::Kind;
 use super::watching::Watch;
 use crate::wire::command::Command;
@@ -46,15 +47,15 @@ async fn try_answer(
 ) -> Result<Response<Answer>, ApiError> {
     let request = {
         // What is read is given back before the rest begins.
-        let form = read_form(handle.limits(), method, &parts.headers, body).await?;
+        let form = read_form(&handle.limits().forms(from), method, &parts.headers, body).await?;
         let query = parts.uri.query().unwrap_or_default();
         v2_request::parse(method, key, query, form.as_ref().map(|(form, _)| &**form))?
     };
     match request {
-        Request::Get(get) => look(handle, &get).await,
+        Request::Get(get) => look(handle, from, &get).await,
         Request::QuorumGet(get) => {
             handle.linearize(None).await?;
-            look(handle, &get).await
+            look(handle, from, &get).await
         }
         Request::Watch { path, recursive, since, stream } => {
             let watch = Watch::start(handle, from, path, recursive, since, stream)?;
@@ -72,9 +73,12 @@ async fn try_answer(
             let body = if no_value {
                 v2::action_body(&event).into()
             } else {
-                // It is done, so there is nothing to refuse any more: however long it takes.
                 let make = || v2::event_body(&event, now_ns());
-                fitted(&handle.limits().answers, v2::event_size(&event), make).await
+                let room = handle.limits().answers(from);
+                // It is done, so there is nothing to refuse any more. Without room the answer says only that.
+                timeout(handle.timeout(), fitted(&room, v2::event_size(&event), make))
+                    .await
+                    .unwrap_or_else(|_| v2::action_body(&event).into())
             };
             let status = if event.is_creation() { StatusCode::CREATED } else { StatusCode::OK };
             let mut response = json_response(handle, status, event.index(), Answer::full(body));
@@ -86,11 +90,11 @@ async fn try_answer(
 
 /// Looks at a node. What is large waits until there is room for the answer, and is then looked at again: until then
 /// it is not held.
-async fn look(handle: &Handle, get: &Get) -> Result<Response<Answer>, ApiError> {
-    let (by, room) = (now() + handle.timeout(), &handle.limits().answers);
+async fn look(handle: &Handle, from: SocketAddr, get: &Get) -> Result<Response<Answer>, ApiError> {
+    let (by, room) = (now() + handle.timeout(), handle.limits().answers(from));
     let mut share = Share::default();
     let (index, body) = loop {
-        let needed = match try_look(handle, get, share) {
+        let needed = match try_look(handle, &room, get, share) {
             Ok(Ok(looked)) => break looked,
             Ok(Err(needed)) => needed,
             Err(error) => {
@@ -111,8 +115,12 @@ async fn look(handle: &Handle, get: &Get) -> Result<Response<Answer>, ApiError> 
 }
 
 /// The tree's index and the body, if `share` can be made large enough for it; else the bytes it needs.
-fn try_look(handle: &Handle, get: &Get, mut share: Share) -> Result<Result<(u64, Bytes), usize>, ApiError> {
-    let room = &handle.limits().answers;
+fn try_look(
+    handle: &Handle,
+    room: &ClientRoom,
+    get: &Get,
+    mut share: Share,
+) -> Result<Result<(u64, Bytes), usize>, ApiError> {
     let (index, node) = handle.get(&get.path, get.recursive);
     let node = node?;
     let estimate = v2::get_size(&node);
@@ -150,7 +158,7 @@ fn add_raft_headers(handle: &Handle, headers: &mut HeaderMap) {
 
 /// The body, if it is a form and the method takes one. Any other body is not looked at, as in etcd.
 async fn read_form(
-    limits: &Limits,
+    room: &ClientRoom,
     method: Method,
     headers: &HeaderMap,
     body: Incoming,
@@ -162,11 +170,11 @@ async fn read_form(
     if !is_form || !matches!(method, Method::Put | Method::Post) {
         return Ok(None);
     }
-    read_body(limits, body).await.map(Some)
+    read_body(room, body).await.map(Some)
 }
 
 /// A whole body, with its share of the room for such.
-async fn read_body<B>(limits: &Limits, mut body: B) -> Result<(Bytes, Share), ApiError>
+async fn read_body<B>(room: &ClientRoom, mut body: B) -> Result<(Bytes, Share), ApiError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
@@ -192,7 +200,7 @@ where
         if bytes > MAX_FORM_BYTES {
             return Err(too_large());
         }
-        if !limits.forms.grow(&mut share, bytes) {
+        if !room.grow(&mut share, bytes) {
             return Err(ApiError::busy("too many large forms arrive at the same time"));
         }
         if read.is_empty() && body.is_end_stream() {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use hyper::body::{Frame, SizeHint};
 
 use super::*;
-use crate::server::limits::OWN_BYTES;
+use crate::server::limits::{Limits, OWN_BYTES};
 
 /// Parts that come one after the other.
 struct Parts {
@@ -37,27 +37,32 @@ fn parts(count: usize, bytes: usize) -> Parts {
     Parts { parts, declared: 0 }
 }
 
+fn room(limits: &Limits, last: u8) -> ClientRoom {
+    limits.forms(SocketAddr::from(([192, 0, 2, last], 1)))
+}
+
 #[tokio::test]
 async fn a_form_is_joined_and_limited_however_it_comes() {
-    let limits = Limits::new(16);
-    let (read, share) = read_body(&limits, parts(10, 1 << 20)).await.unwrap();
+    let room = room(&Limits::new(16), 1);
+    let (read, share) = read_body(&room, parts(10, 1 << 20)).await.unwrap();
     assert_eq!((read.len(), share.is_none()), (10 << 20, false));
-    let error = read_body(&limits, parts(10 * 1024 + 1, 1 << 10)).await.unwrap_err();
+    let error = read_body(&room, parts(10 * 1024 + 1, 1 << 10)).await.unwrap_err();
     assert_eq!((error.status(), error.cause.as_str()), (400, "http: POST too large"));
     let declared = Parts { declared: (10 << 20) + 1, parts: VecDeque::new() };
-    assert_eq!(read_body(&limits, declared).await.unwrap_err(), error);
+    assert_eq!(read_body(&room, declared).await.unwrap_err(), error);
 }
 
 #[tokio::test]
 async fn large_forms_have_a_limit_together_and_small_ones_go_on() {
     let limits = Limits::new(16);
     let mut held = Vec::new();
-    for _ in 0..25 {
-        held.push(read_body(&limits, parts(10, 1 << 20)).await.unwrap());
+    for n in 0..25 {
+        held.push(read_body(&room(&limits, n / 6), parts(10, 1 << 20)).await.unwrap());
     }
-    let error = read_body(&limits, parts(10, 1 << 20)).await.unwrap_err();
+    let room = room(&limits, 9);
+    let error = read_body(&room, parts(10, 1 << 20)).await.unwrap_err();
     assert_eq!(error.status(), 503);
-    assert!(read_body(&limits, parts(1, OWN_BYTES)).await.is_ok());
+    assert!(read_body(&room, parts(1, OWN_BYTES)).await.is_ok());
     held.pop();
-    assert!(read_body(&limits, parts(10, 1 << 20)).await.is_ok());
+    assert!(read_body(&room, parts(10, 1 << 20)).await.is_ok());
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::crowd::Crowd;
 use super::handle::now;
 use super::peers::{Complaints, Say};
+use super::shares::{ClientRoom, Room};
 
 /// Connections of clients at one time, if there are descriptors for them.
 const MAX_CLIENTS: usize = 8192;
@@ -37,12 +38,13 @@ pub(super) const HEAD_BYTES: usize = 128 << 10;
 pub(super) const MAX_FORM_BYTES: usize = 10 << 20;
 /// What one request may bring or take without asking whether there is room for it.
 pub(super) const OWN_BYTES: usize = 16 << 10;
-/// Bytes of larger forms at one time, while they arrive.
-const MAX_FORMS_BYTES: usize = 256 << 20;
-/// Bytes of larger answers and events at one time, until they are sent. One that is larger goes alone.
-const MAX_ANSWERS_BYTES: usize = 256 << 20;
-/// Unit of the two above.
-const ROOM_UNIT: usize = 4 << 10;
+/// The largest form, and bytes of those over [`OWN_BYTES`] at one time, while they arrive.
+const FORMS: [(usize, usize); 1] = [(MAX_FORM_BYTES, 256 << 20)];
+/// The same of answers and events until they are sent, of middle size and large: a list of a thousand keys does not
+/// wait for somebody who fetches everything.
+const ANSWERS: [(usize, usize); 2] = [(1 << 20, 64 << 20), (48 << 20, 192 << 20)];
+/// A large answer is handed over in pieces of that many bytes.
+pub(super) const PIECE_BYTES: usize = 64 << 10;
 
 /// Streams on one HTTP/2 connection, as Go's server and thus etcd allows.
 pub(super) const MAX_STREAMS: u32 = 250;
@@ -80,67 +82,6 @@ const fn allowance(grace_s: u64, bytes_a_second: u64, bytes: usize) -> Duration 
     Duration::from_secs(grace_s + bytes as u64 / bytes_a_second)
 }
 
-/// Bytes that many may hold together.
-#[derive(Debug)]
-pub(super) struct Room {
-    units: Arc<Semaphore>,
-    limit: usize,
-}
-
-/// A part of a [`Room`], given back when dropped.
-#[derive(Debug, Default)]
-pub(super) struct Share {
-    units: Option<OwnedSemaphorePermit>,
-    bytes: usize,
-}
-
-impl Share {
-    /// Whether it takes nothing from the room.
-    pub(super) fn is_none(&self) -> bool {
-        self.units.is_none()
-    }
-}
-
-impl Room {
-    /// An empty one.
-    pub(super) fn new(bytes: usize) -> Room {
-        let limit = bytes / ROOM_UNIT;
-        Room { units: Arc::new(Semaphore::new(limit)), limit }
-    }
-
-    /// Units for so many bytes: none for what everyone may have, all for what is larger than the room.
-    fn units(&self, bytes: usize) -> u32 {
-        if bytes <= OWN_BYTES {
-            return 0;
-        }
-        u32::try_from(bytes.div_ceil(ROOM_UNIT).min(self.limit)).unwrap_or(u32::MAX)
-    }
-
-    /// Makes it a share of at least `bytes`, if there is room for that now.
-    pub(super) fn grow(&self, share: &mut Share, bytes: usize) -> bool {
-        let more = self.units(bytes).saturating_sub(self.units(share.bytes));
-        if more > 0 {
-            let Ok(units) = Arc::clone(&self.units).try_acquire_many_owned(more) else { return false };
-            match &mut share.units {
-                Some(held) => held.merge(units),
-                none => *none = Some(units),
-            }
-        }
-        share.bytes = share.bytes.max(bytes);
-        true
-    }
-
-    /// A share of `bytes`, as soon as there is room for it.
-    pub(super) async fn share(&self, bytes: usize) -> Share {
-        let units = match self.units(bytes) {
-            0 => None,
-            // The room is never closed, so this does not fail.
-            units => Arc::clone(&self.units).acquire_many_owned(units).await.ok(),
-        };
-        Share { units, bytes }
-    }
-}
-
 /// The bounds that depend on this process, and what is in use of them.
 #[derive(Debug)]
 pub struct Limits {
@@ -153,9 +94,9 @@ pub struct Limits {
     /// How many watches there may be.
     pub(super) max_watches: usize,
     /// Forms that arrive.
-    pub(super) forms: Room,
+    forms: Arc<Room>,
     /// Answers that leave.
-    pub(super) answers: Arc<Room>,
+    answers: Arc<Room>,
     complaints: Mutex<Complaints<IpAddr>>,
 }
 
@@ -193,10 +134,20 @@ impl Limits {
             requests: Arc::new(Semaphore::new(2 * clients)),
             watches: Arc::new(Semaphore::new(max_watches)),
             max_watches,
-            forms: Room::new(MAX_FORMS_BYTES),
-            answers: Arc::new(Room::new(MAX_ANSWERS_BYTES)),
+            forms: Room::new(&FORMS),
+            answers: Room::new(&ANSWERS),
             complaints: Mutex::new(Complaints::new()),
         }
+    }
+
+    /// Room for forms from there.
+    pub(super) fn forms(&self, from: SocketAddr) -> ClientRoom {
+        self.forms.of(from.ip())
+    }
+
+    /// Room for answers and events to there.
+    pub(super) fn answers(&self, from: SocketAddr) -> ClientRoom {
+        self.answers.of(from.ip())
     }
 
     /// Tells the log that a client met a limit, once and then now and again.
@@ -275,41 +226,6 @@ mod tests {
         assert!(say(1));
         assert!(!(2..100).any(say), "the same cause");
         assert!(limits.may_say(from, "another").is_some());
-    }
-
-    #[test]
-    fn small_ones_need_no_room() {
-        let room = Room::new(64 << 10);
-        let mut large = Share::default();
-        assert!(room.grow(&mut large, 64 << 10));
-        let mut small = Share::default();
-        assert!(room.grow(&mut small, OWN_BYTES));
-        assert!(!room.grow(&mut small, OWN_BYTES + 1), "the room is taken");
-        drop(large);
-        assert!(room.grow(&mut small, OWN_BYTES + 1));
-    }
-
-    #[test]
-    fn a_share_grows_by_the_difference_and_is_given_back_whole() {
-        let room = Room::new(64 << 10);
-        let mut share = Share::default();
-        for kib in 1..=64 {
-            assert!(room.grow(&mut share, kib << 10));
-        }
-        assert_eq!(room.units.available_permits(), 0);
-        assert!(room.grow(&mut share, 1 << 30), "more than the room is the room");
-        drop(share);
-        assert_eq!(room.units.available_permits(), 16);
-    }
-
-    #[tokio::test]
-    async fn what_is_larger_than_the_room_goes_alone() {
-        let room = Room::new(64 << 10);
-        let whole = room.share(1 << 30).await;
-        let mut other = Share::default();
-        assert!(!room.grow(&mut other, 32 << 10));
-        drop(whole);
-        assert!(room.grow(&mut other, 32 << 10));
     }
 
     #[test]

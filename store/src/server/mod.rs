@@ -13,6 +13,7 @@
 //! | [`run`] | start, in order, and stop |
 //! | `disk` | the data directory, opened or made |
 //! | `limits`, `pulse`, `crowd` | bounds on what clients hold; how long they may take; who makes room (pure) |
+//! | `shares` | memory for large forms and answers, divided by size and address |
 //! | `conn`, `served` | one client connection; an answer until it is sent |
 //! | [`driver`] | the raft thread: one loop around [`crate::node::Core`] |
 //! | [`apply`] | the apply thread: committed entries to the machine, answers to those who wait |
@@ -37,6 +38,7 @@ pub mod peers;
 mod pulse;
 pub mod run;
 mod served;
+mod shares;
 pub mod space;
 pub mod stats;
 pub mod tls;

@@ -7,14 +7,15 @@
 //! | within the head of a request (HTTP/1) | [`HEAD`], from its first byte | [`Late::Head`] |
 //! | asked for something, and we work on it | what the request itself may take | |
 //! | not taking what we write | [`STALL`], from the last byte it took | [`Late::Stall`] |
-//! | taking an answer, byte by byte | [`answer_time`] of its length | [`Late::Answer`] |
+//! | taking an answer, byte by byte | [`answer_time`] of its length and of those beside it | [`Late::Answer`] |
+//! | leaving an answer where it is (HTTP/2) | [`answer_time`] of a piece of each, from the last piece | [`Late::Stall`] |
 //!
 //! The body of a request has a limit of its own where it is read, as the client can be told there.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::limits::{HANDSHAKE, HEAD, IDLE, STALL, answer_time};
+use super::limits::{HANDSHAKE, HEAD, IDLE, PIECE_BYTES, STALL, answer_time};
 
 /// What took too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +71,21 @@ pub(super) struct Pulse {
     /// Requests under way.
     requests: usize,
     has_asked: bool,
-    /// Answers on their way, and when they must be gone.
-    answers: BTreeMap<u64, Instant>,
+    /// Answers on their way.
+    answers: BTreeMap<u64, Leaving>,
     next: u64,
+    /// The deadline that was seen last.
+    seen: Option<Instant>,
+}
+
+/// An answer on its way.
+#[derive(Debug)]
+struct Leaving {
+    bytes: usize,
+    /// When it must be gone.
+    by: Instant,
+    /// When the client last made room for a piece of it.
+    moved: Instant,
 }
 
 impl Pulse {
@@ -87,6 +100,7 @@ impl Pulse {
             has_asked: false,
             answers: BTreeMap::new(),
             next: 0,
+            seen: None,
         }
     }
 
@@ -132,12 +146,20 @@ impl Pulse {
         }
     }
 
-    /// An answer of that length is on its way; [`Pulse::answered`] ends it.
+    /// An answer of that length is on its way; [`Pulse::answered`] ends it. It shares the line with those that are.
     pub(super) fn answer(&mut self, now: Instant, bytes: usize) -> u64 {
         let id = self.next;
         self.next += 1;
-        self.answers.insert(id, now + answer_time(bytes));
+        let beside: usize = self.answers.values().map(|leaving| leaving.bytes).sum();
+        self.answers.insert(id, Leaving { bytes, by: now + answer_time(bytes + beside), moved: now });
         id
+    }
+
+    /// The client has made room for another piece of an answer.
+    pub(super) fn moved(&mut self, id: u64, now: Instant) {
+        if let Some(leaving) = self.answers.get_mut(&id) {
+            leaving.moved = now;
+        }
     }
 
     /// An answer has left.
@@ -153,8 +175,30 @@ impl Pulse {
             (_, None) => (self.quiet + IDLE, Late::Idle),
         });
         let stall = self.blocked.map(|since| (since + STALL, Late::Stall));
-        let answer = self.answers.values().min().map(|&by| (by, Late::Answer));
-        [quiet, stall, answer].into_iter().flatten().min_by_key(|(by, _)| *by)
+        let answer = self.answers.values().map(|leaving| leaving.by).min().map(|by| (by, Late::Answer));
+        [quiet, stall, answer, self.stuck()].into_iter().flatten().min_by_key(|(by, _)| *by)
+    }
+
+    /// Where the client says how much it takes of each answer, one of them may stand still while TCP does not.
+    fn stuck(&self) -> Option<(Instant, Late)> {
+        if self.protocol != Protocol::Http2 {
+            return None;
+        }
+        let moved = self.answers.values().map(|leaving| leaving.moved).min()?;
+        Some((moved + answer_time(PIECE_BYTES * self.answers.len()), Late::Stall))
+    }
+
+    /// [`Pulse::deadline`] for the one who keeps it.
+    pub(super) fn look(&mut self) -> Option<(Instant, Late)> {
+        let deadline = self.deadline();
+        self.seen = deadline.map(|(by, _)| by);
+        deadline
+    }
+
+    /// Whether the deadline has come nearer since it was looked at.
+    pub(super) fn is_sooner(&self) -> bool {
+        let seen = self.seen;
+        self.deadline().is_some_and(|(by, _)| seen.is_none_or(|seen| by < seen))
     }
 
     /// Whether nobody waits for anything on it, so that it may be closed for another: those that never asked for
@@ -233,6 +277,57 @@ mod tests {
         pulse.taken();
         pulse.answered(answer);
         assert_eq!(late(&pulse, start), None);
+    }
+
+    #[test]
+    fn an_answer_that_stands_still_is_late_however_long_it_is() {
+        let start = now();
+        let at = |second| start + Duration::from_secs(second);
+        let mut pulse = Pulse::new(start, false);
+        pulse.speaks_http2();
+        pulse.begin();
+        let large = pulse.answer(start, 100 << 20);
+        assert_eq!(late(&pulse, start), Some((STALL, Late::Stall)));
+        pulse.moved(large, at(15));
+        assert_eq!(late(&pulse, start), Some((STALL + Duration::from_secs(15), Late::Stall)));
+        let small: Vec<u64> = (0..99).map(|_| pulse.answer(at(15), 1)).collect();
+        let beside = STALL + Duration::from_secs(15 + 25);
+        assert_eq!(late(&pulse, start), Some((beside, Late::Stall)), "each has its turn");
+        for id in small {
+            pulse.answered(id);
+        }
+        pulse.moved(large, answer_time(100 << 20).checked_sub(STALL).map(|by| start + by).unwrap());
+        pulse.moved(large, start + answer_time(100 << 20));
+        assert_eq!(late(&pulse, start), Some((answer_time(100 << 20), Late::Answer)));
+    }
+
+    #[test]
+    fn answers_of_one_connection_share_its_time() {
+        let start = now();
+        let mut pulse = Pulse::new(start, false);
+        pulse.begin();
+        let first = pulse.answer(start, 10 << 20);
+        let second = pulse.answer(start, 10 << 20);
+        pulse.answered(first);
+        assert_eq!(late(&pulse, start), Some((answer_time(20 << 20), Late::Answer)));
+        pulse.answered(second);
+    }
+
+    #[test]
+    fn a_nearer_deadline_is_noticed() {
+        let start = now();
+        let mut pulse = Pulse::new(start, false);
+        pulse.speaks_http2();
+        assert!(pulse.look().is_some() && !pulse.is_sooner());
+        pulse.begin();
+        assert!(pulse.look().is_none() && !pulse.is_sooner());
+        let answer = pulse.answer(start, 1);
+        assert!(pulse.is_sooner());
+        assert!(pulse.look().is_some() && !pulse.is_sooner());
+        let next = pulse.answer(start + Duration::from_secs(1), 1);
+        assert!(!pulse.is_sooner());
+        pulse.answered(answer);
+        pulse.answered(next);
     }
 
     #[test]

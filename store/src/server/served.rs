@@ -12,7 +12,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::crowd::Guest;
 use super::handle::now;
 use super::http::Answer;
-use super::limits::{OWN_BYTES, Room, Share};
+use super::limits::OWN_BYTES;
+use super::shares::{ClientRoom, Share};
 
 /// A request under way, until it is dropped.
 pub(super) struct Asked {
@@ -29,7 +30,11 @@ impl Asked {
 
     /// An answer of that length leaves now.
     fn due(&self, bytes: usize) -> Due {
-        let id = self.guest.pulse.lock().answer(now(), bytes);
+        let mut pulse = self.guest.pulse.lock();
+        let id = pulse.answer(now(), bytes);
+        if pulse.is_sooner() {
+            self.guest.hurry.notify_one();
+        }
         Due { guest: Arc::clone(&self.guest), id }
     }
 }
@@ -76,7 +81,7 @@ pub(super) fn sharing(bytes: impl Into<Bytes>, share: Share) -> Bytes {
 
 /// A body with its share of the room. `estimate` is what it may come to; where it turns out so much larger that it
 /// does not fit, it is made again when it does.
-pub(super) async fn fitted(room: &Room, estimate: usize, make: impl Fn() -> String) -> Bytes {
+pub(super) async fn fitted(room: &ClientRoom, estimate: usize, make: impl Fn() -> String) -> Bytes {
     let mut needed = estimate;
     loop {
         let mut share = room.share(needed).await;
@@ -94,16 +99,19 @@ pub(super) struct Served {
     asked: Asked,
     /// An HTTP/2 client may leave an answer of any length where it is, so each of them is due.
     _due: Option<Due>,
+    /// What is due of an answer that comes in pieces.
+    pieces: Option<u64>,
     _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Served {
     /// `turn` is the request's place among all requests.
     pub(super) fn new(answer: Answer, asked: Asked, turn: Option<OwnedSemaphorePermit>) -> Served {
-        let mut due = None;
+        let (mut due, mut pieces) = (None, None);
         let answer = match answer {
             Answer::Full(Some(bytes)) if bytes.len() > OWN_BYTES => {
                 let due = asked.due(bytes.len());
+                pieces = Some(due.id);
                 Answer::Full(Some(holding(bytes, due)))
             }
             Answer::Full(bytes) if asked.is_http2 => {
@@ -112,7 +120,7 @@ impl Served {
             }
             other => other,
         };
-        Served { answer, asked, _due: due, _turn: turn }
+        Served { answer, asked, _due: due, pieces, _turn: turn }
     }
 }
 
@@ -126,7 +134,11 @@ impl Body for Served {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let is_watch = matches!(self.answer, Answer::Watch(_));
         let Some(bytes) = ready!(self.answer.poll_bytes(cx)) else { return Poll::Ready(None) };
-        let bytes = if is_watch && bytes.len() > OWN_BYTES {
+        if let Some(id) = self.pieces {
+            // Asked for only when the client has made room for the one before.
+            self.asked.guest.pulse.lock().moved(id, now());
+        }
+        let bytes = if is_watch && (bytes.len() > OWN_BYTES || self.asked.is_http2) {
             let due = self.asked.due(bytes.len());
             holding(bytes, due)
         } else {
@@ -152,6 +164,7 @@ mod tests {
     use super::*;
     use crate::server::crowd::{Crowd, Place};
     use crate::server::pulse::{Late, Pulse};
+    use crate::server::shares::Room;
 
     fn place() -> Place {
         Crowd::new(1).enter(Pulse::new(now(), false)).unwrap().0
@@ -185,17 +198,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_turns_out_larger_waits_again() {
-        let room = Room::new(64 << 10);
-        let other = room.share(32 << 10).await;
+        let room = Room::new(&[(64 << 10, 64 << 10)]);
+        let [one, other] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|address| room.of(address.into()));
+        let held = other.share(32 << 10).await;
         let make = || "<".repeat(60 << 10);
-        let mut fitting = std::pin::pin!(fitted(&room, 20 << 10, make));
+        let mut fitting = std::pin::pin!(fitted(&one, 20 << 10, make));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(fitting.as_mut().poll(&mut cx).is_pending());
-        drop(other);
+        drop(held);
         let body = fitting.await;
-        assert!(!room.grow(&mut Share::default(), 20 << 10), "it holds its share");
+        assert!(!other.grow(&mut Share::default(), 20 << 10), "it holds its share");
         drop(body);
-        assert!(room.grow(&mut Share::default(), 64 << 10));
+        assert!(other.grow(&mut Share::default(), 64 << 10));
     }
 
     #[test]

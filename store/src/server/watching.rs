@@ -139,7 +139,7 @@ impl Watch {
             if bytes <= OWN_BYTES {
                 return Poll::Ready(Some(v2::event_body(&event, now_ns()).into()));
             }
-            let room = Arc::clone(&self.limits.answers);
+            let room = self.limits.answers(self.from);
             let make = move || v2::event_body(&event, now_ns());
             self.waiting = Some(Box::pin(async move { fitted(&room, bytes, make).await }));
         }
