@@ -6,6 +6,8 @@
 
 pub mod client;
 #[cfg(feature = "server")]
+mod complaints;
+#[cfg(feature = "server")]
 pub mod config;
 pub mod flags;
 #[cfg(feature = "server")]

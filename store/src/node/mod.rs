@@ -14,11 +14,14 @@ mod logger;
 mod refuse;
 mod storage;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
 pub use change::{Change, ChangeRefused, Step};
+use logger::Warnings;
 use refuse::Stand;
 use storage::RaftStorage;
 pub use storage::SnapshotRequest;
@@ -93,6 +96,10 @@ pub trait Shell {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dropped;
 
+/// Why a message from another member is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wrong(pub &'static str);
+
 /// Who leads, as far as this member knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Leadership {
@@ -117,6 +124,7 @@ pub struct Effects {
 /// One member of the group.
 pub struct Core<L: LogStore> {
     raw: RawNode<RaftStorage<L>>,
+    warnings: Arc<Warnings>,
 }
 
 impl<L: LogStore> Core<L> {
@@ -159,27 +167,32 @@ impl<L: LogStore> Core<L> {
             ..Config::default()
         };
         let storage = RaftStorage::new(log, change::to_conf_state(&voters.into()), applied);
-        let raw = RawNode::new(&raft_config, storage, &logger::to_tracing(config.id))?;
-        Ok(Core { raw })
+        let warnings = Arc::new(Warnings::default());
+        let raw = RawNode::new(&raft_config, storage, &logger::to_tracing(config.id, &warnings))?;
+        Ok(Core { raw, warnings })
     }
 
     /// One tick of time has passed.
     pub fn tick(&mut self) {
+        self.warnings.tick();
         self.raw.tick();
         let in_use =
             self.raw.raft.prs().iter().any(|(_, progress)| progress.state == ProgressState::Snapshot);
         self.raw.mut_store().tick(in_use);
     }
 
-    /// Takes a message from another member. What is wrong with it is the sender's affair and ignored.
-    pub fn step(&mut self, message: Message) {
+    /// Takes a message from another member. What is wrong with it is the sender's affair.
+    ///
+    /// # Errors
+    /// [`Wrong`] if no correct member sends it: it is ignored, and worth a word in the log, but not one for each.
+    pub fn step(&mut self, message: Message) -> Result<(), Wrong> {
         if let Some(why) = self.wrong_with(&message) {
-            tracing::warn!(from = format_args!("{:x}", message.from), why, "raft message refused");
-            return;
+            return Err(Wrong(why));
         }
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(%error, "raft message ignored");
         }
+        Ok(())
     }
 
     fn wrong_with(&self, message: &Message) -> Option<&'static str> {

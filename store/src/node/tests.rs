@@ -126,10 +126,10 @@ impl Cluster {
                 continue;
             }
             if self.dice.roll(20) == 0 {
-                self.members.get_mut(&to).unwrap().core.step(message.clone());
+                self.members.get_mut(&to).unwrap().core.step(message.clone()).unwrap();
             }
             let from = message.from;
-            self.members.get_mut(&to).unwrap().core.step(message);
+            self.members.get_mut(&to).unwrap().core.step(message).unwrap();
             self.process(to);
             if is_snapshot {
                 self.members.get_mut(&from).unwrap().core.report_snapshot(to, true);
@@ -286,7 +286,7 @@ fn a_new_member_gets_a_snapshot_in_which_it_is_one() {
     let mut answer =
         Message { from: leader % 3 + 1, to: leader, term, index: last + 1, ..Message::default() };
     answer.set_msg_type(MessageType::MsgAppendResponse);
-    core.step(answer);
+    core.step(answer).unwrap();
     while core.process(&mut Net::default()).unwrap().is_some() {}
     assert!(core.voters().has(4));
     core.compact(last).unwrap();
@@ -301,14 +301,14 @@ fn a_new_member_gets_a_snapshot_in_which_it_is_one() {
     };
     sent(core);
     for index in [last + 1, last] {
-        core.step(Message { index, ..refusal.clone() });
+        core.step(Message { index, ..refusal.clone() }).unwrap();
     }
     assert_eq!(sent(core), []);
     assert!(core.wanted_snapshot().is_some(), "a newer one is asked for");
     core.provide_snapshot(Position { index: last + 1, ..before }, Vec::new());
     let mut heard = Message { reject: false, index: 0, ..refusal };
     heard.set_msg_type(MessageType::MsgHeartbeatResponse);
-    core.step(heard);
+    core.step(heard).unwrap();
     assert_eq!(sent(core), [(4, last + 1)]);
 }
 
@@ -324,9 +324,9 @@ fn an_append_begins_before_its_first_entry() {
     let mut answer = Message { from: others[0], to: leader, term, index: last + 1, ..Message::default() };
     answer.set_msg_type(MessageType::MsgAppendResponse);
     // One has it, which commits it and makes an append that only says so; the other one refuses that index at once.
-    core.step(answer.clone());
+    core.step(answer.clone()).unwrap();
     let refusal = Message { from: others[1], reject: true, reject_hint: last, log_term: term, ..answer };
-    core.step(refusal);
+    core.step(refusal).unwrap();
     let mut net = Net::default();
     while core.process(&mut net).unwrap().is_some() {}
     let appends = net.sent.iter().filter(|m| m.to == others[1] && !m.entries.is_empty());
@@ -342,10 +342,10 @@ fn an_append_on_an_entry_of_no_term_is_not_answered() {
     let (term, last) = (core.leadership().term, core.log().last_index());
     let mut append = Message { from: leader, to: follower, term, index: last + 2, ..Message::default() };
     append.set_msg_type(MessageType::MsgAppend);
-    core.step(append.clone());
+    core.step(append.clone()).unwrap();
     (append.index, append.log_term) = (last, core.log().term(last).unwrap().unwrap());
     append.set_entries(vec![Entry { index: last + 2, term, ..Entry::default() }].into());
-    core.step(append);
+    core.step(append).unwrap();
     let mut net = Net::default();
     while core.process(&mut net).unwrap().is_some() {}
     assert_eq!(net.sent, []);
@@ -371,11 +371,11 @@ fn reads_are_confirmed_by_a_quorum_only() {
         let to = message.to;
         let mut net = Net::default();
         let other = &mut cluster.members.get_mut(&to).unwrap().core;
-        other.step(message);
+        other.step(message).unwrap();
         while other.process(&mut net).unwrap().is_some() {}
         for answer in net.sent {
             let core = &mut cluster.members.get_mut(&leader).unwrap().core;
-            core.step(answer);
+            core.step(answer).unwrap();
             while let Some(effects) = core.process(&mut Net::default()).unwrap() {
                 confirmed += effects.reads.len();
             }

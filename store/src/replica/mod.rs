@@ -31,9 +31,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 
+use crate::complaints::{Complaints, Say};
 use crate::log::LogStore;
 use crate::machine::Position;
-use crate::node::{Change, ChangeRefused, Core, CoreError, Leadership, Shell};
+use crate::node::{Change, ChangeRefused, Core, CoreError, Leadership, Shell, Wrong};
 use crate::voters::Voters;
 use crate::wire::command::{Command, Envelope, RequestId};
 use compaction::Tail;
@@ -130,6 +131,9 @@ pub struct Replica<L: LogStore, R> {
     leadership: Leadership,
     applied: u64,
     tail: Tail,
+    complaints: Complaints<u64>,
+    /// When the last round was.
+    now: Instant,
     next_tick: Instant,
 }
 
@@ -148,6 +152,8 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             backlog: VecDeque::new(),
             leadership: Leadership::default(),
             applied,
+            complaints: Complaints::new(),
+            now,
             next_tick: now + settings.tick,
             core,
             settings,
@@ -195,13 +201,19 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     /// Takes a message from another member. An entry that cannot be read would stop every member once it is
     /// committed, so a proposal of one must not get that far.
     pub fn step(&mut self, message: Message) {
-        let is_proposal = message.get_msg_type() == MessageType::MsgPropose;
+        let (from, is_proposal) = (message.from, message.get_msg_type() == MessageType::MsgPropose);
         if is_proposal && message.entries.iter().any(|entry| Envelope::decode(&entry.data).is_err()) {
-            let from = format_args!("{:x}", message.from);
-            tracing::warn!(%from, "a proposal that is no command is refused");
-            return;
+            self.complain(from, "it proposes what is no command");
+        } else if let Err(Wrong(why)) = self.core.step(message) {
+            self.complain(from, why);
         }
-        self.core.step(message);
+    }
+
+    /// What a peer keeps sending is not said every time. The last round is time enough for that.
+    fn complain(&mut self, from: u64, why: &str) {
+        if let Some(Say { held_back }) = self.complaints.admit(self.now, &from, why) {
+            tracing::warn!(from = format_args!("{from:x}"), why, held_back, "raft message refused");
+        }
     }
 
     /// Another member could not be reached.
@@ -261,6 +273,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     /// [`CoreError`]; the member must stop.
     pub fn round(&mut self, now: Now, outside: &mut impl Outside) -> Result<Outcome, CoreError> {
         let mut refused = Vec::new();
+        self.now = now.monotonic;
         self.propose_version(outside);
         if self.backlog.len() < MAX_BACKLOG {
             refused.extend(self.proposals.propose_fresh(&mut self.core));

@@ -14,10 +14,8 @@
 //! | `spool` | the file in which a snapshot arrives |
 //! | `fresh` | a member without a raft log asks whether it may start |
 //! | `door` | places for connections that have not said hello (pure) |
-//! | `complaints` | what the log has been told already (pure) |
 
 mod accept;
-mod complaints;
 mod dial;
 mod door;
 mod frames;
@@ -34,8 +32,8 @@ mod tests;
 
 use std::time::Duration;
 
+pub(super) use crate::complaints::{Complaints, Say};
 pub use accept::{Acceptor, accept};
-pub(super) use complaints::{Complaints, Say};
 pub use dial::{Dialler, PeerLink};
 pub use fresh::{AlreadyBootstrapped, until_welcome};
 pub use link::{Peers, insist};

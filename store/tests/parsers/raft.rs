@@ -62,7 +62,7 @@ pub(super) fn step(mut data: &[u8]) {
                 let Ok(mut message) = raft_message::decode(bytes) else { continue };
                 // The link refuses messages in another's name and to another.
                 (message.from, message.to) = (from, 1);
-                core.step(message);
+                let _ = core.step(message);
             }
         }
         work(&mut core, &mut shell, &mut committed);

@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::super::handle::now;
-use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, dial};
 use super::{DIAL_TIMEOUT, REDIAL};
+use crate::complaints::{Complaints, Say};
 use crate::config::Url;
 use crate::wire::peer::Purpose;
 

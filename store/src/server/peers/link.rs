@@ -16,12 +16,12 @@ use tokio::time::timeout;
 
 use super::super::driver::Input;
 use super::super::handle::now;
-use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, Stream, dial};
 use super::frames::{flush, write_frame};
 use super::send::{Parcel, deliver};
 use super::split::split;
 use super::{KEEP_ALIVE, REDIAL, WRITE_BUFFER};
+use crate::complaints::{Complaints, Say};
 use crate::config::Url;
 use crate::snapshot::Snapshot;
 use crate::wire::peer::{Kind, Purpose};

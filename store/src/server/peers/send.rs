@@ -16,10 +16,10 @@ use tokio::sync::{Notify, OnceCell, mpsc};
 use tokio::time::timeout;
 
 use super::super::handle::now;
-use super::complaints::{Complaints, Say};
 use super::dial::{Dialler, LinkError, PeerLink, dial};
 use super::frames::{read_frame, send_frame};
 use super::{KEEP_ALIVE, REDIAL, STALL};
+use crate::complaints::{Complaints, Say};
 use crate::snapshot::Snapshot;
 use crate::wire::peer::{Kind, Purpose};
 use crate::wire::transfer::{

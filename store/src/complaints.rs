@@ -6,21 +6,21 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// A complaint that goes on is repeated that often.
-pub(super) const REMINDER: Duration = Duration::from_secs(30);
+const REMINDER: Duration = Duration::from_secs(30);
 /// Complaints remembered. Whoever can make more different ones than this only makes the log longer.
 const MAX_KEPT: usize = 256;
 
 /// Complaints about others, by who it is about (`K`) and what.
 #[derive(Debug)]
-pub(in crate::server) struct Complaints<K> {
+pub(crate) struct Complaints<K> {
     told: BTreeMap<(K, String), Told>,
 }
 
 /// Leave to say something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::server) struct Say {
+pub(crate) struct Say {
     /// How often it was held back since it was said last, if it was said before.
-    pub(in crate::server) held_back: Option<u64>,
+    pub(crate) held_back: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -31,12 +31,12 @@ struct Told {
 
 impl<K: Ord + Clone> Complaints<K> {
     /// None yet.
-    pub(in crate::server) fn new() -> Complaints<K> {
+    pub(crate) fn new() -> Complaints<K> {
         Complaints { told: BTreeMap::new() }
     }
 
     /// Whether to say it now.
-    pub(in crate::server) fn admit(&mut self, now: Instant, about: &K, why: &str) -> Option<Say> {
+    pub(crate) fn admit(&mut self, now: Instant, about: &K, why: &str) -> Option<Say> {
         let key = (about.clone(), why.to_owned());
         if let Some(told) = self.told.get_mut(&key) {
             if now.saturating_duration_since(told.at) < REMINDER {
@@ -55,7 +55,7 @@ impl<K: Ord + Clone> Complaints<K> {
     }
 
     /// Forgets everything: what comes next is news.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.told.clear();
     }
 
