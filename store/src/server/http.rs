@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::conn::{Connection, say_and_close};
 use super::crowd::Place;
 use super::handle::{Handle, now};
-use super::limits::Limits;
+use super::limits::{Limits, PIECE_BYTES};
 use super::pulse::Pulse;
 use super::stats::{self, PeerStats};
 use super::watching::Watch;
@@ -33,8 +33,6 @@ pub const CLUSTER_VERSION: &str = "3.2.0";
 
 /// Time for the confirmation that `/health` asks for, as in etcd.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
-/// A large answer is handed over in pieces of that many bytes.
-const PIECE_BYTES: usize = 64 << 10;
 
 /// The body of an answer.
 pub enum Answer {

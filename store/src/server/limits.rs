@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::backlog::Untaken;
 use super::crowd::Crowd;
 use super::handle::now;
 use super::peers::{Complaints, Say};
@@ -58,6 +59,9 @@ pub(super) const WATCHER_BACKLOG: usize = 100;
 /// And their bytes, unless it is only one event.
 pub(super) const WATCHER_BACKLOG_BYTES: usize = 4 << 20;
 
+/// Bytes of the events that any of them has not taken, unless it is only one event: each counts once.
+const MAX_UNTAKEN_BYTES: usize = 256 << 20;
+
 /// Requests waiting for consensus at one time; more are refused.
 pub(super) const MAX_WAITING: usize = 16 * 1024;
 /// Bytes of commands on the way to the log, whether somebody still waits for them or not; more are refused.
@@ -93,6 +97,8 @@ pub struct Limits {
     pub(super) watches: Arc<Semaphore>,
     /// How many watches there may be.
     pub(super) max_watches: usize,
+    /// Events that watchers have still to take.
+    pub(super) untaken: Arc<Untaken>,
     /// Forms that arrive.
     forms: Arc<Room>,
     /// Answers that leave.
@@ -134,6 +140,7 @@ impl Limits {
             requests: Arc::new(Semaphore::new(2 * clients)),
             watches: Arc::new(Semaphore::new(max_watches)),
             max_watches,
+            untaken: Arc::new(Untaken::new(MAX_UNTAKEN_BYTES)),
             forms: Room::new(&FORMS),
             answers: Room::new(&ANSWERS),
             complaints: Mutex::new(Complaints::new()),

@@ -14,6 +14,7 @@
 //! | `disk` | the data directory, opened or made |
 //! | `limits`, `pulse`, `crowd` | bounds on what clients hold; how long they may take; who makes room (pure) |
 //! | `shares` | memory for large forms and answers, divided by size and address |
+//! | `backlog` | events that watchers have still to take (pure) |
 //! | `conn`, `served` | one client connection; an answer until it is sent |
 //! | [`driver`] | the raft thread: one loop around [`crate::node::Core`] |
 //! | [`apply`] | the apply thread: committed entries to the machine, answers to those who wait |
@@ -24,6 +25,7 @@
 //! | [`http`], [`keys`], [`watching`], [`stats`] | the API |
 
 pub mod apply;
+mod backlog;
 mod conn;
 mod crowd;
 mod disk;
