@@ -1,7 +1,6 @@
 //! One connection of a client: TLS or not, HTTP/1 or HTTP/2, and its end when it is late, when its place is needed
 //! or when the member stops. What may take how long is [`super::pulse`]'s affair.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -47,8 +46,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const PLAIN_ON_TLS: &[u8] =
     b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
 
-/// An answer that is being made.
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Served>, Infallible>> + Send>>;
+/// An answer that is being made; or the stream is reset.
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Served>, h2::Error>> + Send>>;
 
 /// Why a connection ended before the client had enough.
 #[derive(Debug)]
@@ -186,6 +185,12 @@ impl Connection {
                 let turn = Arc::clone(&api.handle.limits().requests).try_acquire_owned();
                 let answer = match &turn {
                     Ok(_) => http::route(&api, from, request).await,
+                    // An HTTP/2 client could leave any number of refusals with us. This code tells it that nothing
+                    // has been done yet, so that it may ask again, here or elsewhere (RFC 9113 section 8.7).
+                    Err(_) if is_http2 => {
+                        api.handle.limits().tell(from, "stream reset: this member answers as many as it can");
+                        return Err(h2::Reason::REFUSED_STREAM.into());
+                    }
                     Err(_) => http::too_many_requests(&api, from),
                 };
                 Ok(answer.map(|answer| Served::new(answer, asked, turn.ok())))
