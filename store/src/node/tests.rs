@@ -342,10 +342,10 @@ fn an_append_on_an_entry_of_no_term_is_not_answered() {
     let (term, last) = (core.leadership().term, core.log().last_index());
     let mut append = Message { from: leader, to: follower, term, index: last + 2, ..Message::default() };
     append.set_msg_type(MessageType::MsgAppend);
-    core.step(append.clone()).unwrap();
+    core.step(append.clone()).unwrap_err();
     (append.index, append.log_term) = (last, core.log().term(last).unwrap().unwrap());
     append.set_entries(vec![Entry { index: last + 2, term, ..Entry::default() }].into());
-    core.step(append).unwrap();
+    core.step(append).unwrap_err();
     let mut net = Net::default();
     while core.process(&mut net).unwrap().is_some() {}
     assert_eq!(net.sent, []);
