@@ -6,11 +6,12 @@
 //!
 //! | module | decides |
 //! |---|---|
-//! | here | the order of a round; leadership; compaction; what waits for the apply thread |
+//! | here | the order of a round; leadership; compaction |
 //! | [`proposals`] | which entries go into one message, and which wait for a leader |
 //! | [`reads`] | when the leader is asked to confirm that it leads, and which reads that answers |
 //! | [`duties`] | what a member proposes on its own |
 //! | [`compaction`] | how much of the log is kept |
+//! | [`backlog`] | how much may wait to be applied, and what happens when it does |
 //! | [`apply`] | what applied entries lead to: answers, events, checkpoints |
 //!
 //! # The order of calls
@@ -20,6 +21,7 @@
 //! comes back when there is input, or at [`Replica::next_tick`].
 
 pub mod apply;
+pub mod backlog;
 pub mod compaction;
 pub mod duties;
 pub mod proposals;
@@ -37,15 +39,13 @@ use crate::machine::Position;
 use crate::node::{Change, ChangeRefused, Core, CoreError, Leadership, Shell, Wrong};
 use crate::voters::Voters;
 use crate::wire::command::{Command, Envelope, RequestId};
+use backlog::{Backlog, Unapplied};
 use compaction::Tail;
 use duties::Duties;
 use proposals::Proposals;
 pub use proposals::{Proposal, Refused};
 pub use reads::Asker;
 use reads::Reads;
-
-/// Work that may wait for the apply thread beyond its queue before proposals have to wait.
-const MAX_BACKLOG: usize = 64;
 
 /// Settings of one member.
 #[derive(Debug, Clone)]
@@ -62,6 +62,8 @@ pub struct Settings {
     pub check_period: Option<Duration>,
     /// Entries kept in the log after a compaction, for followers a little behind.
     pub catch_up_entries: u64,
+    /// How much may be committed and not applied before no more is taken: [`backlog::MAX_UNAPPLIED`].
+    pub max_unapplied: Unapplied,
 }
 
 /// Entries kept in the log after a compaction, as etcd: see [`Settings::catch_up_entries`].
@@ -126,14 +128,15 @@ pub struct Replica<L: LogStore, R> {
     proposals: Proposals,
     reads: Reads<R>,
     duties: Duties,
-    /// Work that the apply thread has no room for yet. The raft thread does not wait for it: heartbeats must go on.
-    backlog: VecDeque<Work>,
+    backlog: Backlog,
     leadership: Leadership,
     applied: u64,
     tail: Tail,
     complaints: Complaints<u64>,
     /// When the last round was.
     now: Instant,
+    /// What waited for the state to be applied further can go on.
+    again: bool,
     next_tick: Instant,
 }
 
@@ -149,20 +152,21 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             reads: Reads::new(settings.member, settings.start),
             proposals: Proposals::default(),
             duties: Duties::new(settings.cluster_version, settings.check_period, now),
-            backlog: VecDeque::new(),
+            backlog: Backlog::new(settings.max_unapplied, now),
             leadership: Leadership::default(),
             applied,
             complaints: Complaints::new(),
             now,
+            again: false,
             next_tick: now + settings.tick,
             core,
             settings,
         }
     }
 
-    /// When the next round is due even without input.
+    /// When the next round is due even without input: at once, if what was applied lets something go on.
     pub fn next_tick(&self) -> Instant {
-        self.next_tick
+        if self.again { self.now } else { self.next_tick }
     }
 
     /// Who leads, as far as this member knows.
@@ -199,12 +203,27 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     }
 
     /// Takes a message from another member. An entry that cannot be read would stop every member once it is
-    /// committed, so a proposal of one must not get that far.
+    /// committed, so a proposal of one must not get that far. While [too much waits to be applied](backlog) no entries
+    /// are taken.
     pub fn step(&mut self, message: Message) {
-        let (from, is_proposal) = (message.from, message.get_msg_type() == MessageType::MsgPropose);
+        let (from, kind) = (message.from, message.get_msg_type());
+        let is_proposal = kind == MessageType::MsgPropose;
         if is_proposal && message.entries.iter().any(|entry| Envelope::decode(&entry.data).is_err()) {
             self.complain(from, "it proposes what is no command");
-        } else if let Err(Wrong(why)) = self.core.step(message) {
+            return;
+        }
+        let unapplied = self.unapplied();
+        let appends = kind == MessageType::MsgAppend && !message.entries.is_empty();
+        if appends && !self.backlog.takes(&message.entries, unapplied) {
+            return;
+        }
+        if is_proposal && self.core.leadership().leads && self.backlog.is_full(unapplied) {
+            if !self.backlog.keep(message) {
+                tracing::debug!(from = format_args!("{from:x}"), "a proposal is dropped: applying is behind");
+            }
+            return;
+        }
+        if let Err(Wrong(why)) = self.core.step(message) {
             self.complain(from, why);
         }
     }
@@ -213,6 +232,19 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     fn complain(&mut self, from: u64, why: &str) {
         if let Some(Say { held_back }) = self.complaints.admit(self.now, &from, why) {
             tracing::warn!(from = format_args!("{from:x}"), why, held_back, "raft message refused");
+        }
+    }
+
+    /// Whether so much is committed and not applied that this member takes no more entries.
+    pub fn is_behind(&self) -> bool {
+        self.backlog.is_full(self.unapplied())
+    }
+
+    /// What is committed and not applied, here and in the queue of the apply thread.
+    fn unapplied(&self) -> Unapplied {
+        Unapplied {
+            entries: self.tail.last().saturating_sub(self.applied),
+            bytes: self.tail.bytes_after(self.applied),
         }
     }
 
@@ -273,17 +305,28 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     /// [`CoreError`]; the member must stop.
     pub fn round(&mut self, now: Now, outside: &mut impl Outside) -> Result<Outcome, CoreError> {
         let mut refused = Vec::new();
-        self.now = now.monotonic;
+        (self.now, self.again) = (now.monotonic, false);
+        self.backlog.settle();
         self.propose_version(outside);
-        if self.backlog.len() < MAX_BACKLOG {
+        let behind = self.is_behind();
+        if !behind || !self.core.leadership().leads {
+            // A member that no longer leads passes them on to the one that does.
+            for proposal in self.backlog.take_kept() {
+                self.step(proposal);
+            }
+        }
+        if !behind {
             refused.extend(self.proposals.propose_fresh(&mut self.core));
         }
         if now.monotonic >= self.next_tick {
             // After a pause of the whole process one tick is enough: others' messages come first.
             self.next_tick = now.monotonic + self.settings.tick;
             self.core.tick();
-            refused.extend(self.proposals.retry_held(&mut self.core, now.monotonic));
+            if !behind {
+                refused.extend(self.proposals.retry_held(&mut self.core, now.monotonic));
+            }
             self.propose_duties(now, outside);
+            self.leave_if_stuck();
         }
         let before = self.leadership;
         // An answered question makes room for the next, which is asked in the same round; and what waited for a leader
@@ -299,7 +342,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         }
         if let Some(wanted) = self.core.wanted_snapshot() {
             tracing::info!(at_least = wanted.index, "a follower is far behind: making a snapshot");
-            self.backlog.push_back(Work::MakeSnapshot);
+            self.backlog.work.push_back(Work::MakeSnapshot);
         }
         let leadership = (self.leadership != before).then_some(self.leadership);
         Ok(Outcome { refused, leadership })
@@ -307,31 +350,33 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
 
     /// Whether something waits until more is applied: whoever applies must then see to another round.
     pub fn waits_for_apply(&self) -> bool {
-        self.reads.wait_for_apply() || !self.backlog.is_empty()
+        self.reads.wait_for_apply() || !self.backlog.work.is_empty() || self.is_behind()
     }
 
     /// The state is applied up to `index`. Returns the reads that are linearizable now.
     pub fn applied(&mut self, index: u64) -> Vec<R> {
         if index > self.applied {
+            let behind = self.is_behind();
             self.applied = index;
             self.core.applied_to(index);
+            self.again |= behind && !self.is_behind();
         }
         self.reads.done(index)
     }
 
     /// The next work for the apply thread.
     pub fn next_work(&mut self) -> Option<Work> {
-        self.backlog.pop_front()
+        self.backlog.work.pop_front()
     }
 
     /// Takes back work for which there was no room after all; it is the next again.
     pub fn no_room_for(&mut self, work: Work) {
-        self.backlog.push_front(work);
+        self.backlog.work.push_front(work);
     }
 
     /// Returns whether there was anything to do.
     fn process(&mut self, outside: &mut impl Outside) -> Result<bool, CoreError> {
-        let mut ordered = Ordered { outside, backlog: &mut self.backlog };
+        let mut ordered = Ordered { outside, backlog: &mut self.backlog.work };
         let Some(effects) = self.core.process(&mut ordered)? else { return Ok(false) };
         for read in effects.reads {
             self.reads.confirm(&read.request_ctx, read.index);
@@ -340,7 +385,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             self.tail.push(entry.index, compaction::entry_bytes(&entry.data));
         }
         if !effects.committed.is_empty() {
-            self.backlog.push_back(Work::Apply(effects.committed));
+            self.backlog.work.push_back(Work::Apply(effects.committed));
         }
         Ok(true)
     }
@@ -356,12 +401,25 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         changed
     }
 
+    /// A leader that takes no proposals because its state does not move on is none: others can.
+    fn leave_if_stuck(&mut self) {
+        let behind = self.is_behind();
+        let stuck = self.backlog.is_stuck(behind, self.applied, self.now, self.settings.tick);
+        if stuck && self.core.leadership().leads {
+            tracing::warn!(
+                applied = self.applied,
+                "applying stands still; is the disk of the state stalled?"
+            );
+            self.hand_over();
+        }
+    }
+
     /// What is proposed at a tick, most of it by a leader.
     fn propose_duties(&mut self, now: Now, outside: &impl Outside) {
         if let Some(command) = self.duties.news(now, || outside.news()) {
             self.propose_own(command);
         }
-        if !self.core.leadership().leads {
+        if !self.core.leadership().leads || self.is_behind() {
             return;
         }
         if let Some(command) = self.duties.sync(now, outside.has_expiries()) {

@@ -2,6 +2,9 @@
 
 //! Single rules, on a member alone or on one whose leader is played by the test.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
 
 use super::*;
@@ -11,6 +14,7 @@ use crate::node::CoreConfig;
 
 const START: Position = Position { index: 3, term: 1 };
 const TICK: Duration = Duration::from_millis(100);
+const MOST: Unapplied = Unapplied { entries: 64, bytes: 1 << 20 };
 
 /// The log in memory, with a count of its writes.
 #[derive(Default)]
@@ -110,6 +114,7 @@ impl Stage {
             cluster_version: "3.2.0",
             check_period: Some(4 * TICK),
             catch_up_entries: 2,
+            max_unapplied: MOST,
         };
         let now = begin();
         let replica = Replica::new(core, START.index, settings, now);
@@ -127,10 +132,50 @@ impl Stage {
     }
 
     fn propose(&mut self, number: u64, deadline_millis: u64) {
-        let id = RequestId { member: 1, number };
-        let data = Envelope { id, command: Command::SetClusterVersion("x".into()) }.encode().into();
+        let data = Stage::command(number, "x").into();
         let deadline = self.now + Duration::from_millis(deadline_millis);
         self.replica.propose(Proposal { number, data, deadline });
+    }
+
+    fn command(number: u64, text: &str) -> Vec<u8> {
+        let id = RequestId { member: 1, number };
+        Envelope { id, command: Command::SetClusterVersion(text.into()) }.encode()
+    }
+
+    /// Member 2 leads, and sends so many committed entries from `first` on.
+    fn append_message(&mut self, first: u64, count: u64, text: &str) {
+        let term_of = |index| if index <= START.index { START.term } else { 2 };
+        let data = Stage::command(first, text);
+        let entry = |index| Entry { index, term: 2, data: data.clone().into(), ..Entry::default() };
+        self.step(MessageType::MsgAppend, |message| {
+            (message.index, message.log_term) = (first - 1, term_of(first - 1));
+            message.commit = first + count - 1;
+            message.set_entries((first..first + count).map(entry).collect::<Vec<_>>().into());
+        });
+    }
+
+    fn append(&mut self, first: u64, count: u64, text: &str) {
+        self.append_message(first, count, text);
+        self.round();
+    }
+
+    /// Member 2 has voted for this one, and has its entries.
+    fn lead_with_two(&mut self) {
+        while self.sent(MessageType::MsgRequestPreVote).is_empty() {
+            self.later(100);
+        }
+        self.step(MessageType::MsgRequestPreVoteResponse, |_| ());
+        self.round();
+        self.step(MessageType::MsgRequestVoteResponse, |_| ());
+        assert!(self.round().leadership.is_some_and(|new| new.leads && new.term == 2));
+        let last = self.replica.log().last_index();
+        self.answer(last);
+        self.round();
+    }
+
+    /// Member 2 has the leader's entries up to `index`.
+    fn answer(&mut self, index: u64) {
+        self.step(MessageType::MsgAppendResponse, |message| message.index = index);
     }
 
     /// The commands handed on for applying, in order, and the index of the last entry.
@@ -204,10 +249,112 @@ fn proposals_wait_while_applying_is_behind() {
         stage.propose(number, 1000);
         stage.round();
     }
-    let applied = stage.numbers();
-    assert!((60..=64).contains(&applied.len()), "{}", applied.len());
+    // Of the 64 the first is the leader's own.
+    let (first, last) = stage.work();
+    assert_eq!(first.len(), 63);
     stage.round();
-    assert_eq!(applied.len() + stage.numbers().len(), 100, "and go on when there is room");
+    assert_eq!(stage.numbers().len(), 0, "handed on is not applied");
+    assert!(stage.replica.waits_for_apply());
+    stage.replica.applied(last);
+    assert!(stage.replica.next_tick() <= stage.now, "they go on at once");
+    stage.round();
+    assert_eq!(first.len() + stage.numbers().len(), 100);
+}
+
+#[test]
+fn a_follower_takes_no_entries_while_applying_is_behind() {
+    let mut stage = Stage::new(&[1, 2]);
+    for index in 4..1000 {
+        stage.append(index, 1, "");
+    }
+    let (_, last) = stage.work();
+    assert_eq!(last, 3 + MOST.entries);
+    stage.sent(MessageType::MsgAppendResponse);
+    stage.step(MessageType::MsgHeartbeat, |message| message.commit = last);
+    stage.round();
+    assert_eq!(stage.sent(MessageType::MsgHeartbeatResponse).len(), 1, "the leader still finds it there");
+    // Room for one is none yet, half of it is.
+    stage.replica.applied(4);
+    stage.append(last + 1, 1, "");
+    assert_eq!(stage.replica.log().last_index(), last);
+    stage.replica.applied(4 + MOST.entries / 2);
+    stage.append(last + 1, 1, "");
+    assert_eq!(stage.replica.log().last_index(), last + 1);
+    stage.replica.applied(last);
+    // The leader finds out what is missing.
+    stage.append(last + 3, 1, "");
+    let answers = stage.sent(MessageType::MsgAppendResponse);
+    assert!(answers.last().is_some_and(|answer| answer.reject && answer.reject_hint == last + 1));
+    stage.append(last + 2, 2, "");
+    assert_eq!(stage.replica.log().last_index(), last + 3);
+}
+
+#[test]
+fn what_waits_to_be_applied_is_bounded_by_bytes_also_within_a_round() {
+    let mut stage = Stage::new(&[1, 2]);
+    for index in 4..40 {
+        stage.append_message(index, 1, &"x".repeat(100 << 10));
+    }
+    stage.round();
+    assert_eq!(stage.replica.log().last_index(), 3 + 11, "eleven are more than a mebibyte");
+}
+
+#[test]
+fn proposals_that_others_pass_on_wait_too() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    let pass_on = |stage: &mut Stage, number| {
+        let data = Stage::command(number, "").into();
+        stage.step(MessageType::MsgPropose, |message| {
+            message.term = 0;
+            message.set_entries(vec![Entry { data, ..Entry::default() }].into());
+        });
+        stage.round();
+    };
+    (0..100).for_each(|number| pass_on(&mut stage, number));
+    let (first, last) = stage.work();
+    assert_eq!(first.len(), 63);
+    stage.replica.applied(last);
+    stage.round();
+    assert_eq!(first.len() + stage.numbers().len(), 100);
+    // No more than so many are kept.
+    (0..5000).for_each(|number| pass_on(&mut stage, number));
+    let (_, last) = stage.work();
+    stage.replica.applied(last);
+    stage.round();
+    let kept = stage.numbers().len();
+    assert!((900..2000).contains(&kept), "{kept}");
+}
+
+#[test]
+fn a_leader_that_applies_nothing_for_long_gives_leadership_away() {
+    let mut stage = Stage::new(&[1, 2]);
+    stage.lead_with_two();
+    let handed_over = |stage: &mut Stage| stage.sent(MessageType::MsgTimeoutNow).len();
+    // Its time passes without the other's answers but the ones that keep it leader.
+    let pass = |stage: &mut Stage, ticks: u32| {
+        let mut times = 0;
+        for _ in 0..ticks {
+            let last = stage.replica.log().last_index();
+            stage.answer(last);
+            stage.later(100);
+            times += handed_over(stage);
+        }
+        times
+    };
+    assert_eq!(pass(&mut stage, 40), 0, "nothing waits to be applied but its first entry");
+    (0..100).for_each(|number| stage.propose(number, 1000));
+    stage.round();
+    let last = stage.replica.log().last_index();
+    stage.answer(last);
+    stage.round();
+    assert!(stage.replica.is_behind());
+    assert_eq!(pass(&mut stage, 25), 0);
+    stage.replica.applied(5);
+    assert_eq!(pass(&mut stage, 25), 0, "it moves on");
+    assert_eq!(pass(&mut stage, 10), 1);
+    stage.replica.applied(last);
+    assert_eq!(pass(&mut stage, 100), 0);
 }
 
 #[test]
@@ -288,6 +435,60 @@ fn a_proposal_from_a_peer_that_is_no_command_is_refused() {
     assert_eq!(proposed(&[command()]), 1, "a proposal from a peer is taken");
     assert_eq!(proposed(&[vec![9, 9]]), 0);
     assert_eq!(proposed(&[command(), vec![9, 9]]), 0, "not even in part");
+}
+
+/// What is written to the log while `act` runs.
+fn logged(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = lines.0.lock().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn what_a_peer_keeps_sending_is_said_once_in_a_while() {
+    let mut stage = Stage::new(&[1, 2]);
+    let thousand = |stage: &mut Stage| {
+        logged(|| {
+            for _ in 0..1000 {
+                stage.step(MessageType::MsgTransferLeader, |_| ());
+                stage.step(MessageType::MsgPropose, |message| {
+                    message.term = 0;
+                    message.set_entries(vec![Entry { data: vec![9, 9].into(), ..Entry::default() }].into());
+                });
+                // The raft crate itself complains of this one.
+                stage.step(MessageType::MsgReadIndexResp, |_| ());
+                stage.round();
+            }
+        })
+    };
+    let count = |log: &str| {
+        ["hands over", "no command", "MsgReadIndexResp"]
+            .map(|text| log.lines().filter(|line| line.contains(text)).count())
+    };
+    assert_eq!(count(&thousand(&mut stage)), [1, 1, 5]);
+    assert_eq!(count(&thousand(&mut stage)), [0, 0, 0]);
+    for _ in 0..301 {
+        stage.later(100);
+    }
+    stage.step(MessageType::MsgHeartbeat, |_| ());
+    let log = thousand(&mut stage);
+    assert_eq!(count(&log), [1, 1, 5]);
+    assert_eq!(log.matches("held_back=1999").count(), 2, "{log}");
+    assert_eq!(log.matches("held_back=1995").count(), 1, "{log}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ use crate::log::engine::EngineLog;
 use crate::membership::Member;
 use crate::node::{Core, CoreConfig};
 use crate::replica::apply::Applying;
+use crate::replica::backlog::MAX_UNAPPLIED;
 use crate::replica::{CATCH_UP_ENTRIES, Settings};
 use crate::state::Identity;
 use crate::state::sled::SledState;
@@ -190,6 +191,7 @@ fn start_threads(
         cluster_version: CLUSTER_VERSION,
         check_period: config.check_period,
         catch_up_entries: CATCH_UP_ENTRIES,
+        max_unapplied: MAX_UNAPPLIED,
     };
     let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);
     let applier = Applier {

@@ -26,7 +26,7 @@ impl World {
         let pause = self.dice.between(50 * MILLI, 900 * MILLI);
         self.after(pause, Event::Fault);
         let victim = self.victim();
-        match self.dice.below(16) {
+        match self.dice.below(17) {
             0 | 1 => self.take_down(victim, true),
             2 => self.take_down(victim, false),
             3 => self.take_down_several(),
@@ -42,6 +42,7 @@ impl World {
                 self.report.hit("fault: leadership handed over");
                 self.input(victim, Input::HandOver);
             }
+            15 => self.stall_apply(victim),
             _ => self.heal(),
         }
     }
@@ -139,6 +140,16 @@ impl World {
         self.note(|| format!("{id:x}'s disk stalls for up to {} ms", latency / MILLI));
         self.hosts[&id].log.set_latency(latency);
         self.mend_after(100 * MILLI, 500 * MILLI, Fault::Slow(id));
+    }
+
+    /// Its raft thread goes on, and what is committed waits.
+    fn stall_apply(&mut self, id: u64) {
+        self.report.hit("fault: applying stalled");
+        let until = self.now + self.dice.between(200 * MILLI, 4 * SECOND);
+        self.note(|| format!("{id:x} applies nothing"));
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.applies_from = until;
+        }
     }
 
     fn pause(&mut self, id: u64) {

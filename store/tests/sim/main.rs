@@ -37,11 +37,13 @@ const FOUND: [u64; 1] = [20_036];
 const MUTANT_SEEDS: u64 = 60;
 
 /// What the fixed seeds must meet.
-const MUST_OCCUR: [&str; 48] = [
+const MUST_OCCUR: [&str; 52] = [
     "bulk writes",
     "checkpoint",
     "clients: gave up on what happened",
+    "entries not taken, applying behind",
     "expired keys",
+    "fault: applying stalled",
     "fault: clock jumped",
     "fault: image fell back",
     "fault: late tick",
@@ -64,6 +66,7 @@ const MUST_OCCUR: [&str; 48] = [
     "fault: unsynced log writes lost",
     "leader deposed",
     "leader elected",
+    "leadership given away, applying stuck",
     "members: a leader removed itself",
     "members: joint change done",
     "members: joint, left by hand",
@@ -81,6 +84,7 @@ const MUST_OCCUR: [&str; 48] = [
     "op: quorum get",
     "op: set",
     "op: unknown outcome",
+    "proposals kept, applying behind",
     "reads confirmed across an election",
     "snapshot installed",
     "states compared by the store",

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use raft::eraftpb::{Message, Snapshot};
+use raft::eraftpb::{Message, MessageType, Snapshot};
 use store::log::LogStore as _;
 use store::machine::{Done, Machine, Position};
 use store::node::{Core, CoreConfig};
 use store::replica::apply::{Answer, Applying};
+use store::replica::backlog::Unapplied;
 use store::replica::{Asker, Now, Outside, Proposal, Refused, Replica, Settings, Work};
 use store::state::Delta;
 use store::tree::Hub;
@@ -31,6 +32,8 @@ const SNAPSHOT_COUNT: u64 = 60;
 const CATCH_UP_ENTRIES: u64 = 25;
 /// Batches that wait for the apply thread: few, so that the backlog is used.
 const TASK_QUEUE: usize = 3;
+/// Entries that may wait to be applied: few, so that they are refused.
+const MAX_UNAPPLIED: Unapplied = Unapplied { entries: 40, bytes: 1 << 20 };
 /// Wall time at the beginning of a run: 2020.
 const EPOCH_NS: i64 = 1_577_836_800_000_000_000;
 
@@ -71,6 +74,12 @@ pub(crate) struct Results {
     pub(crate) checkpoint: bool,
     /// Watches were ended.
     pub(crate) installed: bool,
+    /// Appends that were not taken, as too much waited to be applied.
+    pub(crate) not_taken: u64,
+    /// Proposals of others that waited for the same reason.
+    pub(crate) kept: u64,
+    /// Leadership was given away for the same reason.
+    pub(crate) given_away: bool,
 }
 
 /// A member that runs.
@@ -143,6 +152,7 @@ impl Running {
             cluster_version: "3.2.0",
             check_period: Some(Duration::from_millis(400)),
             catch_up_entries: CATCH_UP_ENTRIES,
+            max_unapplied: MAX_UNAPPLIED,
         };
         let replica = Replica::new(core, machine.applied.index, settings, at(start.base, start.now));
         let body = Body {
@@ -179,14 +189,17 @@ impl Running {
     /// One round of the raft thread, as in `server::driver`.
     pub(crate) fn round(&mut self, around: &mut Around<'_>) -> Result<Results, Broken> {
         around.log.begin(around.now);
+        let mut results = Results::default();
+        let mut told_to = false;
         while let Some(input) = self.inputs.pop_front() {
+            told_to |= matches!(input, Input::HandOver);
+            self.count(&input, &mut results);
             self.take(input);
         }
         let now = Now {
             monotonic: at(around.base, around.now),
             wall_ns: wall_ns(around.now, around.clock_offset_ns),
         };
-        let mut results = Results::default();
         let outcome = {
             let mut surroundings =
                 Surroundings { body: &mut self.body, around: &mut *around, results: &mut results };
@@ -194,6 +207,9 @@ impl Running {
             round.map_err(|error| format!("member {}: {error}", surroundings.body.id))?
         };
         around.checks.leadership(self.body.id, self.replica.leadership());
+        let hands_over =
+            |(_, message): &(Nanos, Message)| message.get_msg_type() == MessageType::MsgTimeoutNow;
+        results.given_away = !told_to && self.replica.is_behind() && results.leaving.iter().any(hands_over);
         for (number, Refused::Overload) in outcome.refused {
             results.refused.extend(self.body.waiters.remove(&number));
         }
@@ -215,6 +231,17 @@ impl Running {
         }
         self.busy = around.log.clock();
         Ok(results)
+    }
+
+    fn count(&self, input: &Input, results: &mut Results) {
+        let Input::Peer(message) = input else { return };
+        if self.replica.is_behind() {
+            let kind = message.get_msg_type();
+            let appends = kind == MessageType::MsgAppend && !message.entries.is_empty();
+            let passed_on = kind == MessageType::MsgPropose && self.replica.leadership().leads;
+            results.not_taken += u64::from(appends);
+            results.kept += u64::from(passed_on);
+        }
     }
 
     fn take(&mut self, input: Input) {

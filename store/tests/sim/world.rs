@@ -51,6 +51,8 @@ pub(crate) struct Host {
     pub(crate) clock_offset_ns: i64,
     /// The process stands still until then.
     pub(crate) paused: Nanos,
+    /// Nothing is applied until then.
+    pub(crate) applies_from: Nanos,
     applies: bool,
     /// When it last saw another leader or term.
     pub(crate) seen_since: Nanos,
@@ -65,6 +67,7 @@ impl Host {
             image: SimImage::new(machine),
             clock_offset_ns: 0,
             paused: 0,
+            applies_from: 0,
             applies: false,
             seen_since: 0,
         }
@@ -350,6 +353,9 @@ impl World {
         for (time, message) in results.leaving {
             self.at(time, Event::Leave { life, message });
         }
+        self.report.add("entries not taken, applying behind", results.not_taken);
+        self.report.add("proposals kept, applying behind", results.kept);
+        self.report.add("leadership given away, applying stuck", u64::from(results.given_away));
         for op in results.reads {
             self.report.hit("reads confirmed");
             let elected = self.hosts[&id].seen_since > self.clients.ops[op].begun;
@@ -384,8 +390,8 @@ impl World {
         let has_tasks = host.running.as_ref().is_some_and(|running| !running.body.tasks.is_empty());
         if has_tasks && !host.applies {
             host.applies = true;
-            let (life, paused) = (host.life, host.paused);
-            let time = (self.now + apply_time(&mut self.dice)).max(paused);
+            let (life, from) = (host.life, host.paused.max(host.applies_from));
+            let time = (self.now + apply_time(&mut self.dice)).max(from);
             self.at(time, Event::Apply { id, life });
         }
     }
@@ -394,7 +400,7 @@ impl World {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.life == life) else { return Ok(()) };
         host.applies = false;
-        if host.paused > now {
+        if host.paused.max(host.applies_from) > now {
             self.apply_later(id);
             return Ok(());
         }
