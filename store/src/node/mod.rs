@@ -258,20 +258,19 @@ impl<L: LogStore> Core<L> {
         }
     }
 
-    /// Hands leadership to the follower that has the most of the log. Returns whom, if there is one.
-    pub fn hand_over(&mut self) -> Option<u64> {
+    /// Hands leadership to the follower that has the most of the log, of all or `among` some. Returns whom, if there is one.
+    pub fn hand_over(&mut self, among: Option<&[u64]>) -> Option<u64> {
         if !self.leadership().leads {
             return None;
         }
-        let me = self.raw.raft.id;
-        let best = self
-            .raw
-            .raft
-            .prs()
-            .iter()
-            .filter(|(id, _)| **id != me && self.raw.raft.prs().conf().voters().contains(**id))
-            .max_by_key(|(_, p)| (p.recent_active, p.matched));
-        let (&to, _) = best?;
+        let (me, members) = (self.raw.raft.id, self.raw.raft.prs());
+        let fits = |id: &u64| {
+            *id != me
+                && members.conf().voters().contains(*id)
+                && among.is_none_or(|wanted| wanted.contains(id))
+        };
+        let fitting = members.iter().filter(|(id, _)| fits(id));
+        let (&to, _) = fitting.max_by_key(|(_, progress)| (progress.recent_active, progress.matched))?;
         self.raw.transfer_leader(to);
         Some(to)
     }

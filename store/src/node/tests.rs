@@ -237,6 +237,17 @@ fn led_cluster() -> (Cluster, u64) {
 }
 
 #[test]
+fn leadership_goes_only_to_whom_it_is_meant_for() {
+    let (mut cluster, leader) = led_cluster();
+    for to in [1, 2, 3].into_iter().filter(|id| *id != leader) {
+        let core = &mut cluster.members.get_mut(&leader).unwrap().core;
+        // As far as the log goes, either will do.
+        assert_eq!(core.hand_over(Some(&[to, leader])), Some(to));
+        assert_eq!(core.hand_over(Some(&[leader, 77])), None);
+    }
+}
+
+#[test]
 fn a_change_is_proposed_only_by_a_leader_and_only_if_raft_can_carry_it_out() {
     let (mut cluster, leader) = led_cluster();
     let follower = if leader == 1 { 2 } else { 1 };

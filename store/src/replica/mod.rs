@@ -258,9 +258,9 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         self.core.report_snapshot(to, sent);
     }
 
-    /// Hands leadership to the member that has most of the log, if this one leads.
-    pub fn hand_over(&mut self) {
-        if let Some(to) = self.core.hand_over() {
+    /// Hands leadership to the member that has most of the log, of all or `among` some, if this one leads.
+    pub fn hand_over(&mut self, among: Option<&[u64]>) {
+        if let Some(to) = self.core.hand_over(among) {
             tracing::info!(to = format_args!("{to:x}"), "handing leadership over");
         }
     }
@@ -410,7 +410,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
                 applied = self.applied,
                 "applying stands still; is the disk of the state stalled?"
             );
-            self.hand_over();
+            self.hand_over(None);
         }
     }
 

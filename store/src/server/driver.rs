@@ -48,8 +48,8 @@ pub enum Input {
     Durable(u64),
     /// Look at the applied index and the snapshot slot again.
     Wake,
-    /// Hand leadership to another member.
-    HandOver,
+    /// Hand leadership to another member, one of these if they are given.
+    HandOver(Option<Vec<u64>>),
     /// Stop.
     Stop,
 }
@@ -184,7 +184,7 @@ impl<L: LogStore> Driver<L> {
             Input::SnapshotSent { to, sent } => self.replica.report_snapshot(to, sent),
             Input::Durable(index) => self.replica.durable(index),
             Input::Wake => {}
-            Input::HandOver => self.replica.hand_over(),
+            Input::HandOver(among) => self.replica.hand_over(among.as_deref()),
             Input::Stop => self.stopping = true,
         }
     }

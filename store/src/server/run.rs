@@ -363,7 +363,7 @@ async fn hand_over(shared: &Shared, inputs: &SyncSender<Input>, election: Durati
     if !has_others || !leadership.borrow().0.leads {
         return;
     }
-    let _ = inputs.try_send(Input::HandOver);
+    let _ = inputs.try_send(Input::HandOver(None));
     let other = leadership.wait_for(|(now, _)| !now.leads && now.leader != 0);
     if tokio::time::timeout(election, other).await.is_err() {
         tracing::warn!("no other member has taken the leadership over");

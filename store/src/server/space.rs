@@ -219,18 +219,19 @@ pub fn watch(space: &Mutex<Space>, shared: &Shared, inputs: &std::sync::mpsc::Sy
     while shared.room.wait(PERIOD) {
         space.lock().look();
         let due = handed_over.is_none_or(|last| last + HAND_OVER_PERIOD <= now());
-        if due && shared.room.is_low() && is_better_led(shared) && inputs.try_send(Input::HandOver).is_ok() {
-            handed_over = Some(now());
+        if due && shared.room.is_low() && shared.leadership.borrow().0.leads {
+            let others = others_with_room(&shared.machine.read(), shared.member_id);
+            if !others.is_empty() && inputs.try_send(Input::HandOver(Some(others))).is_ok() {
+                handed_over = Some(now());
+            }
         }
     }
 }
 
-/// Whether this member leads and another one has room, as far as is known.
-fn is_better_led(shared: &Shared) -> bool {
-    let machine = shared.machine.read();
-    let has_room = |&id: &u64| machine.alarms.get(id, AlarmKind::NoSpace).is_none();
-    let others = machine.membership.ids().into_iter().filter(|id| *id != shared.member_id);
-    shared.leadership.borrow().0.leads && others.collect::<Vec<_>>().iter().any(has_room)
+/// The other members that have room, as far as is known: one of them is to lead.
+fn others_with_room(machine: &crate::machine::Machine, me: u64) -> Vec<u64> {
+    let has_room = |id: &u64| machine.alarms.get(*id, AlarmKind::NoSpace).is_none();
+    machine.membership.ids().into_iter().filter(|id| *id != me && has_room(id)).collect()
 }
 
 #[cfg(test)]
@@ -267,6 +268,21 @@ mod tests {
         let alarms = apply(room.news(me, &alarms).unwrap());
         assert!(alarms.is_empty());
         assert_eq!(room.news(me, &alarms), None);
+    }
+
+    #[test]
+    fn leadership_is_for_those_with_room() {
+        let member = |name: &str| Member::bootstrap(name, &[format!("http://{name}:2380")], "t");
+        let members: Vec<Member> = ["n1", "n2", "n3"].into_iter().map(member).collect();
+        let [me, full, roomy] = [0, 1, 2].map(|at: usize| members[at].id);
+        let mut machine = Machine::bootstrap(Membership::bootstrap(members));
+        for (member, term) in [(me, 1), (full, 2)] {
+            let command =
+                Command::Alarm { member, kind: AlarmKind::NoSpace, raise: true, text: "full".to_owned() };
+            let entry = Envelope { id: RequestId { member: 0, number: 0 }, command }.encode();
+            machine.apply(Position { index: machine.applied.index + 1, term }, &entry).unwrap();
+        }
+        assert_eq!(others_with_room(&machine, me), [roomy]);
     }
 
     #[test]

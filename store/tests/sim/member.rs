@@ -252,7 +252,7 @@ impl Running {
             Input::Unreachable(id) => self.replica.report_unreachable(id),
             Input::SnapshotSent { to, sent } => self.replica.report_snapshot(to, sent),
             Input::Durable(index) => self.replica.durable(index),
-            Input::HandOver => self.replica.hand_over(),
+            Input::HandOver => self.replica.hand_over(None),
             Input::Wake => {}
         }
     }
