@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::pulse::Pulse;
 
 /// The most that are on their way out at one time.
-const MAX_LEAVING: usize = 64;
+pub(super) const MAX_LEAVING: usize = 64;
 
 /// A connection as the others see it.
 #[derive(Debug)]

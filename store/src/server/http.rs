@@ -100,7 +100,7 @@ pub struct Api {
 /// Time for a connection that is told to go to be gone.
 const LEAVING: Duration = Duration::from_millis(500);
 /// Clients that are told at one time that there is no place for them; others are just closed.
-const MAX_TURNED_AWAY: usize = 32;
+pub(super) const MAX_TURNED_AWAY: usize = 32;
 /// Pause after a connection could not be accepted: it needs a descriptor, and none comes free by asking again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A TLS alert in the clear: fatal, internal error (RFC 8446 section 6). A client of a full member sees it in place

@@ -12,15 +12,22 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::backlog::Untaken;
-use super::crowd::Crowd;
+use super::crowd::{Crowd, MAX_LEAVING};
 use super::handle::now;
+use super::http::MAX_TURNED_AWAY;
 use super::peers::{Complaints, Say};
 use super::shares::{ClientRoom, Room};
+use crate::log::engine::Sizes;
+use crate::replica::compaction::{CHECKPOINT_BYTES, HELD_BYTES};
 
 /// Connections of clients at one time, if there are descriptors for them.
 const MAX_CLIENTS: usize = 8192;
-/// Descriptors kept for the log, the state, the listeners and the other members.
-const RESERVED: usize = 256;
+/// Descriptors of this member itself: standard streams, listeners, the runtime's own, locks, the state's files.
+const OWN_FILES: usize = 64;
+/// Connections at the other members' port that have not said who they are.
+const STRANGERS: usize = 64;
+/// And for each other member: eight connections, sixteen more that have not said hello, ours to it, a snapshot.
+const MEMBER_FILES: usize = 32;
 
 /// Time for the TLS handshake, from the first packet on.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -108,8 +115,8 @@ pub struct Limits {
 
 impl Limits {
     /// Raises the limit on open files as far as it may be and divides what it gives. A member that runs out of
-    /// descriptors could no longer write, so clients do not get all of them.
-    pub fn of_this_process() -> Limits {
+    /// descriptors could no longer write, so clients do not get all of them. There are so many `others`.
+    pub fn of_this_process(others: usize) -> Limits {
         let descriptors = match raise() {
             Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
             Err(error) => {
@@ -117,7 +124,7 @@ impl Limits {
                 1024
             }
         };
-        let limits = Limits::new(clients(descriptors));
+        let limits = Limits::new(clients(descriptors, reserved(others)));
         let (clients, watches) = (limits.crowd.places(), limits.max_watches);
         if clients < MAX_CLIENTS {
             tracing::warn!(
@@ -192,9 +199,17 @@ fn raise() -> nix::Result<rlim_t> {
     Ok(hard)
 }
 
+/// Descriptors kept from clients in a cluster with so many `others`, also those of clients that have no place any more or
+/// never had one.
+fn reserved(others: usize) -> usize {
+    let log = (HELD_BYTES + CHECKPOINT_BYTES).div_ceil(Sizes::default().file);
+    let log = usize::try_from(log).unwrap_or(usize::MAX);
+    OWN_FILES + log + STRANGERS + others * MEMBER_FILES + MAX_LEAVING + MAX_TURNED_AWAY
+}
+
 /// Connections for clients out of so many descriptors; a few always, as else nobody could be told anything.
-fn clients(descriptors: usize) -> usize {
-    descriptors.saturating_sub(RESERVED).clamp(16, MAX_CLIENTS)
+fn clients(descriptors: usize, reserved: usize) -> usize {
+    descriptors.saturating_sub(reserved).clamp(16, MAX_CLIENTS)
 }
 
 /// Watches among so many connections: they stay for ever, so that some places must be left for requests.
@@ -210,10 +225,11 @@ mod tests {
 
     #[test]
     fn the_member_keeps_its_own_descriptors() {
-        assert_eq!(clients(1024), 768);
-        assert_eq!(clients(usize::MAX), MAX_CLIENTS);
-        assert_eq!(clients(MAX_CLIENTS + RESERVED), MAX_CLIENTS);
-        assert_eq!(clients(100), 16);
+        assert_eq!([0, 2, 4].map(reserved), [264, 328, 392]);
+        assert_eq!(clients(1024, 328), 696);
+        assert_eq!(clients(usize::MAX, 328), MAX_CLIENTS);
+        assert_eq!(clients(MAX_CLIENTS + 328, 328), MAX_CLIENTS);
+        assert_eq!(clients(100, 328), 16);
     }
 
     #[test]

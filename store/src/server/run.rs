@@ -64,7 +64,6 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let peer_client_tls = tls::client_config(&config.peer_tls)?;
     let peer_listeners = bind(&config.listen_peer, "listen-peer-urls").await?;
     let client_listeners = bind(&config.listen_client, "listen-client-urls").await?;
-    let limits = Arc::new(Limits::of_this_process());
     let mut signals = Signals::new()?;
     let Opened { identity, machine, mut log, state, fresh, space, _lock } = disk::open(&config)?;
     let members: Vec<Member> = machine.membership.members().cloned().collect();
@@ -79,6 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     );
     let (inputs, input_queue) = sync_channel(INPUT_QUEUE);
     let others: Vec<&Member> = members.iter().filter(|member| member.id != me).collect();
+    let limits = Arc::new(Limits::of_this_process(others.len()));
     let peer_stats: PeerTable = Arc::new(others.iter().map(|member| (member.id, Arc::default())).collect());
     let links = links(&others, &peer_stats)?;
     let dialler = Dialler { cluster: identity.cluster_id, me, tls: peer_client_tls };
