@@ -2,8 +2,9 @@
 //!
 //! A raft group of the engine is one *generation* of the log. A snapshot starts the next generation and
 //! cleans the last one in the same atomic batch, so nothing of an old log can show up in a new one. Beside
-//! the entries a generation holds three values: `hard` (the hard state, protobuf), `trunc` (index and term of the last
-//! entry dropped, 16 bytes) and `last` (index of the last entry, 8 bytes).
+//! the entries a generation holds four values: `hard` (the hard state, protobuf), `trunc` (index and term of the last
+//! entry dropped, 16 bytes), `last` (index of the last entry, 8 bytes) and `snap` (index and term of a snapshot that is
+//! about to start the next generation, 16 bytes; empty when it is not after all).
 //!
 //! raft-engine moves old entries to other files, and after a restart they may be there again although they were dropped
 //! or replaced: the record that did so is in a file that is gone. So nothing but `trunc` and `last` says which entries
@@ -29,6 +30,7 @@ use crate::machine::Position;
 const KEY_HARD: &[u8] = b"hard";
 const KEY_TRUNCATED: &[u8] = b"trunc";
 const KEY_LAST: &[u8] = b"last";
+const KEY_INSTALLING: &[u8] = b"snap";
 
 /// Tells raft-engine where an entry's index is.
 struct RaftEntries;
@@ -94,6 +96,7 @@ pub struct EngineLog<D: Disk = OsDisk> {
     exposed: bool,
     truncated: Position,
     last: u64,
+    installing: Option<Position>,
     /// What the engine has found and should not have; goes with the next record.
     ghosts: Ghosts,
     cache: Cache,
@@ -146,6 +149,12 @@ impl<D: Disk> EngineLog<D> {
                 (hard_state.unwrap_or_default(), truncated)
             }
         };
+        let installing = match engine.get(generation, KEY_INSTALLING).filter(|bytes| !bytes.is_empty()) {
+            None => None,
+            Some(bytes) => {
+                Some(decode_position(&bytes).ok_or_else(|| damaged("its note of a snapshot is unreadable"))?)
+            }
+        };
         let span = engine.first_index(generation).zip(engine.last_index(generation));
         let last = match engine.get(generation, KEY_LAST) {
             // Written by an earlier version.
@@ -177,6 +186,7 @@ impl<D: Disk> EngineLog<D> {
             exposed: false,
             truncated,
             last,
+            installing,
             ghosts,
             cache: Cache::default(),
         })
@@ -191,6 +201,15 @@ impl<D: Disk> EngineLog<D> {
     /// [`LogError::NoSpace`].
     pub fn when_full(&mut self, when_full: WhenFull) {
         self.when_full = when_full;
+    }
+
+    /// The log is damaged although every record in it is whole: names where it ends.
+    pub fn damaged(&self, what: impl Into<String>) -> LogError {
+        let (path, offset) = match &self.report.end {
+            Some((path, offset)) => (path.display().to_string(), Some(*offset)),
+            None => (self.dir.clone(), None),
+        };
+        LogError::Damaged { path, offset, what: what.into() }
     }
 
     /// Whether nothing was ever written.
@@ -344,6 +363,25 @@ impl<D: Disk> LogStore for EngineLog<D> {
         Ok(())
     }
 
+    fn installing(&self) -> Option<Position> {
+        self.installing
+    }
+
+    fn mark_install(&mut self, position: Option<Position>) -> Result<(), LogError> {
+        let generation = self.generation;
+        // Nothing is removed: what removes may be gone before what it removed, see above.
+        let value = position.map(encode_position).as_ref().map_or(&[][..], |bytes| bytes).to_vec();
+        let hard_state = Some(self.hard_state.clone()).filter(|_| self.unwritten);
+        self.write(|batch| {
+            batch.put(generation, KEY_INSTALLING.to_vec(), value.clone())?;
+            let Some(hard_state) = &hard_state else { return Ok(()) };
+            batch.put_message(generation, KEY_HARD.to_vec(), hard_state)
+        })?;
+        (self.unwritten, self.exposed) = (false, true);
+        self.installing = position;
+        Ok(())
+    }
+
     fn reset(&mut self, position: Position, hard_state: Option<&HardState>) -> Result<(), LogError> {
         let (old, new) = (self.generation, self.generation + 1);
         let mut hard_state = hard_state.unwrap_or(&self.hard_state).clone();
@@ -359,6 +397,8 @@ impl<D: Disk> LogStore for EngineLog<D> {
         (self.unwritten, self.exposed) = (false, true);
         self.generation = new;
         (self.hard_state, self.truncated, self.last) = (hard_state, position, position.index);
+        // The note of it has gone with the old generation.
+        self.installing = None;
         self.cache = Cache::default();
         Ok(())
     }

@@ -19,6 +19,7 @@ type Step = Box<dyn Fn(&mut dyn LogStore)>;
 fn assert_alike(engine: &EngineLog, mem: &MemLog) {
     assert_eq!(engine.truncated(), mem.truncated());
     assert_eq!(engine.last_index(), mem.last_index());
+    assert_eq!(engine.installing(), mem.installing());
     assert_eq!(engine.hard_state(), mem.hard_state());
     for index in 0..=mem.last_index() + 1 {
         assert_eq!(engine.term(index).unwrap(), mem.term(index).unwrap(), "term of {index}");
@@ -44,6 +45,9 @@ fn it_answers_as_the_log_in_memory_does_also_after_a_restart() {
         Box::new(move |log| log.append(entries(8000..=8100, 3), Some(&hard), true).unwrap()),
         Box::new(|log| log.compact(5000).unwrap()),
         Box::new(|log| log.append(entries(8101..=8102, 3), None, true).unwrap()),
+        Box::new(|log| log.mark_install(Some(Position { index: 9050, term: 3 })).unwrap()),
+        Box::new(|log| log.mark_install(None).unwrap()),
+        Box::new(|log| log.mark_install(Some(Position { index: 8050, term: 4 })).unwrap()),
         Box::new(|log| log.reset(Position { index: 8050, term: 4 }, None).unwrap()),
         Box::new(|log| log.append(entries(8051..=8060, 4), None, true).unwrap()),
         Box::new(|log| log.compact(8060).unwrap()),

@@ -17,13 +17,14 @@ struct Content {
     hard_state: HardState,
     truncated: Position,
     entries: Vec<Entry>,
+    installing: Option<Position>,
 }
 
 impl MemLog {
     /// An empty log that begins after `position`.
     pub fn new(position: Position) -> MemLog {
         let hard_state = HardState { term: position.term, commit: position.index, ..HardState::default() };
-        let content = Content { hard_state, truncated: position, entries: Vec::new() };
+        let content = Content { hard_state, truncated: position, ..Content::default() };
         MemLog { now: content.clone(), synced: content }
     }
 
@@ -87,9 +88,19 @@ impl LogStore for MemLog {
         Ok(())
     }
 
+    fn installing(&self) -> Option<Position> {
+        self.now.installing
+    }
+
+    fn mark_install(&mut self, position: Option<Position>) -> Result<(), LogError> {
+        self.now.installing = position;
+        self.synced = self.now.clone();
+        Ok(())
+    }
+
     fn reset(&mut self, position: Position, hard_state: Option<&HardState>) -> Result<(), LogError> {
         self.now.entries.clear();
-        self.now.truncated = position;
+        (self.now.truncated, self.now.installing) = (position, None);
         if let Some(hard_state) = hard_state {
             self.now.hard_state = hard_state.clone();
         }

@@ -117,6 +117,17 @@ pub trait LogStore {
         sync: bool,
     ) -> Result<(), LogError>;
 
+    /// The snapshot that [`LogStore::mark_install`] was last told of, if it has not taken the place of the log since.
+    fn installing(&self) -> Option<Position>;
+
+    /// Notes that the applied state is about to be replaced by a snapshot at `position`; `None` takes that back. Synced: a
+    /// start that finds the state at that position, and a log that does not reach there, knows by it that the log was to
+    /// go ([`LogStore::reset`]), and that nothing of it is lost. [`LogStore::reset`] takes it back too, in the same step.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    fn mark_install(&mut self, position: Option<Position>) -> Result<(), LogError>;
+
     /// Drops the whole log: a snapshot at `position` has taken its place. Synced.
     ///
     /// # Errors

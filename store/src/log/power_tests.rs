@@ -22,6 +22,7 @@ pub(super) struct Model {
     pub(super) hard_state: HardState,
     pub(super) truncated: Position,
     pub(super) entries: Vec<Entry>,
+    pub(super) installing: Option<Position>,
 }
 
 /// A call of the log.
@@ -29,6 +30,7 @@ pub(super) struct Model {
 pub(super) enum Call {
     Append(Vec<Entry>, Option<HardState>, bool),
     Reset(Position),
+    Mark(Option<Position>),
     Compact(u64),
 }
 
@@ -48,9 +50,10 @@ impl Model {
             }
             Call::Reset(position) => {
                 self.entries.clear();
-                self.truncated = *position;
+                (self.truncated, self.installing) = (*position, None);
                 self.hard_state.commit = self.hard_state.commit.min(position.index);
             }
+            Call::Mark(position) => self.installing = *position,
             Call::Compact(index) => {
                 if let Some(entry) = self.entries.iter().find(|entry| entry.index == *index) {
                     self.truncated = Position { index: *index, term: entry.term };
@@ -67,7 +70,7 @@ impl Model {
         } else {
             Vec::new()
         };
-        Model { hard_state: log.hard_state(), truncated, entries }
+        Model { hard_state: log.hard_state(), truncated, entries, installing: log.installing() }
     }
 }
 
@@ -75,6 +78,7 @@ pub(super) fn carry_out<D: super::disk::Disk>(log: &mut EngineLog<D>, call: &Cal
     match call.clone() {
         Call::Append(entries, hard_state, sync) => log.append(entries, hard_state.as_ref(), sync),
         Call::Reset(position) => log.reset(position, None),
+        Call::Mark(position) => log.mark_install(position),
         Call::Compact(index) => log.compact(index),
     }
 }
@@ -91,7 +95,7 @@ impl Draw {
 }
 
 /// Calls as raft makes them: appends, tails that a new leader overwrites, hard states with and without a sync,
-/// compactions, and now and then a snapshot.
+/// compactions, and now and then a snapshot, some of which are given up.
 pub(super) fn workload(seed: u64, length: usize) -> Vec<Call> {
     let mut draw = Draw(seed);
     let mut model = Model::default();
@@ -100,18 +104,25 @@ pub(super) fn workload(seed: u64, length: usize) -> Vec<Call> {
     let mut term = 1;
     while calls.len() < length {
         let last = model.last();
-        let call = match draw.below(20) {
-            0 => Call::Reset(Position { index: last + draw.below(5), term }),
-            1..=4 if !model.entries.is_empty() => {
+        let call = match (model.installing, draw.below(20)) {
+            (Some(position), kind) => {
+                if kind < 15 {
+                    Call::Reset(position)
+                } else {
+                    Call::Mark(None)
+                }
+            }
+            (None, 0) => Call::Mark(Some(Position { index: last + draw.below(5), term })),
+            (_, 1..=4) if !model.entries.is_empty() => {
                 Call::Compact(model.truncated.index + 1 + draw.below(model.entries.len() as u64))
             }
-            5..=8 => {
+            (_, 5..=8) => {
                 let sync = draw.below(2) == 0;
                 term += u64::from(sync);
                 let hard_state = HardState { term, vote: 1, commit: last, ..HardState::default() };
                 Call::Append(Vec::new(), Some(hard_state), sync)
             }
-            kind => {
+            (_, kind) => {
                 // A new leader's entries replace the end of what is there.
                 let back = if kind == 9 { draw.below(model.entries.len() as u64 + 1) } else { 0 };
                 term += u64::from(back > 0);
@@ -235,7 +246,7 @@ fn nothing_acknowledged_is_lost_in_workloads_drawn_at_random() {
 #[test]
 fn the_workload_uses_files_again_and_moves_what_is_old() {
     let (disk, dir) = (TestDisk::default(), temp_dir());
-    run(&disk, dir.path(), &workload(1, 160));
+    run(&disk, dir.path(), &workload(2, 160));
     let names: Vec<String> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -36,6 +36,8 @@ pub struct Report {
     pub records: usize,
     /// What was cut off.
     pub repairs: Vec<Repair>,
+    /// The file to which records are added, and where the last of them ends in it; `None` in a new directory.
+    pub end: Option<(PathBuf, u64)>,
 }
 
 /// Checks all files of the log and cuts off torn tails.
@@ -61,6 +63,8 @@ pub(super) fn check<D: Disk>(files: &LogFiles<D>) -> Result<Report, LogError> {
         report.records += files_of_queue.iter().map(|file| file.content.records).sum::<usize>();
         last.repair(files, &mut report)?;
     }
+    let ends = appended.iter().rfind(|file| file.content.end > 0);
+    report.end = ends.map(|file| (file.path.clone(), file.content.end as u64));
     Ok(report)
 }
 

@@ -12,6 +12,7 @@
 mod change;
 mod logger;
 mod refuse;
+mod start;
 mod storage;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use raft::{Config, ProgressState, RawNode, ReadOnlyOption, ReadState, SnapshotSt
 pub use change::{Change, ChangeRefused, Step};
 use logger::Warnings;
 use refuse::Stand;
+pub use start::{Fit, Misfit, fit};
 use storage::RaftStorage;
 pub use storage::SnapshotRequest;
 
@@ -61,16 +63,9 @@ pub enum CoreError {
     /// The raft crate refused its own input.
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
-    /// The log begins after the applied state ends.
-    #[error(
-        "the raft log begins after entry {log}, but the applied state stands at {applied}: entries between are lost"
-    )]
-    Gap {
-        /// The last entry that the log has dropped.
-        log: u64,
-        /// Where the applied state stands.
-        applied: u64,
-    },
+    /// Log and applied state do not belong together.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
     /// A committed entry is no change of the members although it says so.
     #[error("raft entry {0} should change the members and cannot be read; the raft log is damaged")]
     Change(u64),
@@ -139,14 +134,10 @@ impl<L: LogStore> Core<L> {
         applied: Position,
         mut log: L,
     ) -> Result<Core<L>, CoreError> {
-        let truncated = log.truncated().index;
-        if truncated > applied.index {
-            return Err(CoreError::Gap { log: truncated, applied: applied.index });
-        }
-        // The applied state is written before the log follows (a snapshot, or the very first start). After a
-        // crash in between, the log ends before it or holds other entries there; it has nothing to add.
-        if log.term(applied.index)? != Some(applied.term) {
-            log.reset(applied, None)?;
+        match fit(&log, applied)? {
+            Fit::Continues if log.installing().is_some() => log.mark_install(None)?,
+            Fit::Continues => {}
+            Fit::Begins => log.reset(applied, None)?,
         }
         let fixed = config.fixed_election_ticks;
         let raft_config = Config {
@@ -353,7 +344,8 @@ impl<L: LogStore> Core<L> {
             let snapshot = ready.snapshot().clone();
             let meta = snapshot.get_metadata();
             let position = Position { index: meta.index, term: meta.term };
-            // The applied state first: a log that begins after it would be a gap, see `new`.
+            // The applied state before the log: see `start`.
+            self.raw.mut_store().announce(position)?;
             shell.install(&snapshot).map_err(CoreError::Install)?;
             installed = Some(position.index);
             self.raw.mut_store().install(position, meta.get_conf_state().clone(), hard_state.as_ref())?;

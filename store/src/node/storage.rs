@@ -95,6 +95,11 @@ impl<L: LogStore> RaftStorage<L> {
         self.log.compact(index)
     }
 
+    /// A snapshot from the leader is about to take the place of the applied state.
+    pub(super) fn announce(&mut self, position: Position) -> Result<(), LogError> {
+        self.log.mark_install(Some(position))
+    }
+
     /// Starts the log anew after a snapshot from the leader.
     pub(super) fn install(
         &mut self,
@@ -117,7 +122,7 @@ impl<L: LogStore> Storage for RaftStorage<L> {
     fn initial_state(&self) -> raft::Result<RaftState> {
         let mut hard_state = self.log.hard_state();
         // The commit index is written with the next batch, so a crash may leave it behind what was applied.
-        hard_state.commit = hard_state.commit.max(self.applied).min(self.log.last_index());
+        hard_state.commit = hard_state.commit.max(self.applied);
         let truncated = self.log.truncated();
         if hard_state.term < truncated.term {
             hard_state.term = truncated.term;

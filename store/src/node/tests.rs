@@ -212,7 +212,7 @@ fn a_log_that_begins_after_the_applied_state_is_refused() {
     let config = CoreConfig { id: 1, election_ticks: 10, heartbeat_ticks: 1, fixed_election_ticks: None };
     let log = MemLog::new(Position { index: 9, term: 2 });
     let refused = Core::new(&config, vec![1], START, log).err();
-    assert!(matches!(refused, Some(CoreError::Gap { log: 9, applied: 3 })));
+    assert!(matches!(refused, Some(CoreError::Misfit(Misfit::Gap { log: 9, applied: 3 }))));
 }
 
 /// A cluster with a leader that everybody follows.

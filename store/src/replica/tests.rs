@@ -40,6 +40,12 @@ impl LogStore for Counted {
         self.1 += usize::from(!entries.is_empty());
         self.0.append(entries, hard, sync)
     }
+    fn installing(&self) -> Option<Position> {
+        self.0.installing()
+    }
+    fn mark_install(&mut self, position: Option<Position>) -> Result<(), LogError> {
+        self.0.mark_install(position)
+    }
     fn reset(&mut self, position: Position, hard: Option<&HardState>) -> Result<(), LogError> {
         self.0.reset(position, hard)
     }

@@ -13,6 +13,7 @@ use crate::config::{Config, Url};
 use crate::log::engine::EngineLog;
 use crate::machine::{Machine, Position};
 use crate::membership::{Member, Membership};
+use crate::node::{self, CoreError, Misfit};
 use crate::state::sled::SledState;
 use crate::state::{Identity, StateStore};
 
@@ -62,6 +63,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
                 log_dir.display()
             );
         }
+        check_fit(&log, &state_dir, machine.applied)?;
         tracing::debug!(dir = %config.data_dir.display(), "the initial-* flags are ignored: the data directory knows");
         (identity, machine)
     } else {
@@ -81,6 +83,18 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     space.lock().look();
     let fresh = log.is_empty();
     Ok(Opened { identity, machine, log, state, fresh, space, _lock: lock })
+}
+
+/// Whether log and applied state belong together, said with the names of files.
+fn check_fit(log: &EngineLog, state_dir: &Path, applied: Position) -> anyhow::Result<()> {
+    match node::fit(log, applied) {
+        Ok(_) => Ok(()),
+        Err(CoreError::Misfit(gap @ Misfit::Gap { .. })) => {
+            bail!("applied state in {}: {gap}; restore the directory", state_dir.display())
+        }
+        Err(CoreError::Misfit(misfit)) => Err(log.damaged(misfit.to_string()).into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn bootstrap(config: &Config) -> anyhow::Result<(Identity, Machine)> {
@@ -137,6 +151,8 @@ fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<fs::File>> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use raft::eraftpb::Entry;
+
     use super::*;
     use crate::config::Asked;
     use crate::log::LogStore as _;
@@ -177,6 +193,40 @@ mod tests {
         drop(opened);
         fs::remove_dir_all(&wal).unwrap();
         assert!(open(&config).unwrap().fresh);
+    }
+
+    /// A member that has applied `entries` entries of a log of its own, each its own record, and has then stopped in good
+    /// order.
+    fn stopped(config: &Config, entries: u64) {
+        let mut opened = open(config).unwrap();
+        opened.log.reset(opened.machine.applied, None).unwrap();
+        let first = opened.machine.applied.index + 1;
+        for index in first..first + entries {
+            let entry = Entry { index, term: 1, data: vec![7; 100].into(), ..Entry::default() };
+            opened.log.append(vec![entry], None, true).unwrap();
+        }
+        opened.machine.applied.index += entries;
+        opened.state.replace(opened.identity, &opened.machine.freeze()).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_has_lost_its_end_is_no_snapshot_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        stopped(&config, 40);
+        let log = dir.path().join("x/y/data/member/log/0000000000000001.raftlog");
+        let mut bytes = fs::read(&log).unwrap();
+        let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        // Where sectors begin, so that it looks like a write that was cut short.
+        bytes[end / 512 * 512 - 1024..].fill(0);
+        fs::write(&log, bytes).unwrap();
+        for start in ["first", "second"] {
+            let refused = open(&config).err().expect(start).to_string();
+            let names = |text: &str| assert!(refused.contains(text), "the {start} start: {refused}");
+            names("0000000000000001.raftlog is damaged at byte ");
+            names("it has held entry 42, which was applied");
+            names("Otherwise leave this member stopped");
+        }
     }
 
     #[test]

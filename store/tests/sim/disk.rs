@@ -49,6 +49,7 @@ struct Write {
 enum What {
     Append(Vec<Entry>, Option<HardState>),
     Reset(Position, Option<HardState>),
+    Mark(Option<Position>),
     Compact(u64),
 }
 
@@ -57,6 +58,7 @@ impl What {
         match self {
             What::Append(entries, hard) => log.append(entries.clone(), hard.as_ref(), true),
             What::Reset(position, hard) => log.reset(*position, hard.as_ref()),
+            What::Mark(position) => log.mark_install(*position),
             What::Compact(index) => log.compact(*index),
         }
     }
@@ -189,6 +191,14 @@ impl LogStore for SimLog {
         self.0.borrow_mut().write(What::Append(entries, hard.cloned()), sync)
     }
 
+    fn installing(&self) -> Option<Position> {
+        self.0.borrow().live.installing()
+    }
+
+    fn mark_install(&mut self, position: Option<Position>) -> Result<(), LogError> {
+        self.0.borrow_mut().write(What::Mark(position), true)
+    }
+
     fn reset(&mut self, position: Position, hard: Option<&HardState>) -> Result<(), LogError> {
         self.0.borrow_mut().write(What::Reset(position, hard.cloned()), true)
     }
@@ -208,6 +218,8 @@ pub(crate) struct SimImage {
 
 struct Change {
     what: Written,
+    /// Before that it cannot be there.
+    begun: Nanos,
     safe_from: Option<Nanos>,
 }
 
@@ -245,15 +257,21 @@ impl SimImage {
         }
     }
 
-    /// Writes a delta; with `sync` it is safe from `done` on.
-    pub(crate) fn write(&mut self, delta: Delta, sync: bool, done: Nanos) {
-        self.changes.push(Change { what: Written::Delta(Box::new(delta)), safe_from: sync.then_some(done) });
+    /// Writes a delta from `begun` on; with `sync` it is safe from `done` on.
+    pub(crate) fn write(&mut self, delta: Delta, sync: bool, begun: Nanos, done: Nanos) {
+        let what = Written::Delta(Box::new(delta));
+        self.changes.push(Change { what, begun, safe_from: sync.then_some(done) });
     }
 
-    /// Takes the place of everything, safe from `done` on.
-    pub(crate) fn replace(&mut self, machine: &Machine, done: Nanos) {
+    /// Takes the place of everything, from `begun` on perhaps, from `done` on for sure.
+    pub(crate) fn replace(&mut self, machine: &Machine, begun: Nanos, done: Nanos) {
         let what = Written::Whole(Box::new(whole(machine)));
-        self.changes.push(Change { what, safe_from: Some(done) });
+        self.changes.push(Change { what, begun, safe_from: Some(done) });
+    }
+
+    /// The process is killed at `now`, or stops.
+    pub(crate) fn kill(&mut self, now: Nanos) {
+        self.changes.retain(|change| change.begun <= now);
     }
 
     /// Makes safe what nothing can undo at `now`.
@@ -270,6 +288,7 @@ impl SimImage {
     /// The power fails. Returns how many writes the image falls back.
     pub(crate) fn crash(&mut self, now: Nanos, dice: &mut Dice) -> usize {
         self.settle(now);
+        self.kill(now);
         let kept = dice.below(self.changes.len() as u64 + 1);
         let kept = usize::try_from(kept).expect("it is one of them");
         let back = self.changes.len() - kept;

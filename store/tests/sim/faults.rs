@@ -68,6 +68,22 @@ impl World {
         self.mend_after(20 * MILLI, 3 * SECOND, Fault::Down(id));
     }
 
+    /// A snapshot that is taken over is so short that few faults would fall into it.
+    pub(crate) fn perhaps_cut_in_snapshot(&mut self, id: u64, life: u64) {
+        let busy = self.hosts[&id].running.as_ref().map_or(self.now, |running| running.busy);
+        if !self.calm && self.dice.per_mille(200) {
+            let time = self.dice.between(self.now, busy.max(self.now + 1));
+            self.at(time, Event::Cut { id, life });
+        }
+    }
+
+    pub(crate) fn cut_in_snapshot(&mut self, id: u64, life: u64) {
+        if self.hosts[&id].life == life {
+            let power = self.dice.per_mille(700);
+            self.take_down(id, power);
+        }
+    }
+
     fn take_down_several(&mut self) {
         self.report.hit("fault: several down at once");
         let all = self.dice.per_mille(300);

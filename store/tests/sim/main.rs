@@ -37,7 +37,7 @@ const FOUND: [u64; 1] = [20_036];
 const MUTANT_SEEDS: u64 = 60;
 
 /// What the fixed seeds must meet.
-const MUST_OCCUR: [&str; 52] = [
+const MUST_OCCUR: [&str; 54] = [
     "bulk writes",
     "checkpoint",
     "clients: gave up on what happened",
@@ -86,6 +86,8 @@ const MUST_OCCUR: [&str; 52] = [
     "op: unknown outcome",
     "proposals kept, applying behind",
     "reads confirmed across an election",
+    "restart in a snapshot",
+    "restart in a snapshot, state replaced",
     "snapshot installed",
     "states compared by the store",
     "watch: cut off, too slow",

@@ -98,7 +98,8 @@ pub(crate) struct Body {
     id: u64,
     pub(crate) machine: Machine,
     applying: Applying,
-    pub(crate) tasks: VecDeque<Work>,
+    /// What the apply thread is to do, and from when on: a round hands it on when it has written and synced.
+    pub(crate) tasks: VecDeque<(Nanos, Work)>,
     /// Operations that wait for the request with this number.
     pub(crate) waiters: BTreeMap<u64, usize>,
     pub(crate) hub: Hub<Sink>,
@@ -224,7 +225,7 @@ impl Running {
                 self.replica.no_room_for(work);
                 break;
             }
-            self.body.tasks.push_back(work);
+            self.body.tasks.push_back((around.log.clock(), work));
         }
         if self.body.mutant == Some(Mutant::ApplyBeforeCommit) {
             self.apply_what_is_not_committed(around, &mut results)?;
@@ -304,12 +305,13 @@ impl Outside for Surroundings<'_, '_> {
 
     fn install(&mut self, before: VecDeque<Work>, snapshot: &Snapshot) -> Result<(), String> {
         let tasks = std::mem::take(&mut self.body.tasks);
-        for work in tasks.into_iter().chain(before) {
+        for work in tasks.into_iter().map(|(_, work)| work).chain(before) {
             self.body.work(work, self.around, self.results)?;
         }
         let machine = Machine::from_snapshot(snapshot.get_data()).map_err(|error| error.to_string())?;
+        let begun = self.around.log.clock();
         self.around.log.spend(self.around.dice.between(MILLI, 20 * MILLI));
-        self.around.image.replace(&machine, self.around.log.clock());
+        self.around.image.replace(&machine, begun, self.around.log.clock());
         self.body.installed(machine);
         self.around.checks.whole_state(self.body.id, &self.body.machine);
         self.results.installed = true;
@@ -340,7 +342,7 @@ impl Body {
         around: &mut Around<'_>,
         results: &mut Results,
     ) -> Result<bool, Broken> {
-        let Some(work) = self.tasks.pop_front() else { return Ok(false) };
+        let Some((_, work)) = self.tasks.pop_front() else { return Ok(false) };
         let wakes = matches!(work, Work::MakeSnapshot);
         self.work(work, around, results)?;
         Ok(wakes || self.reads_wait)
@@ -419,7 +421,7 @@ impl Body {
         let delta = Delta::take(&mut self.machine, self.written);
         self.written = delta.whole().tree().index();
         let index = delta.whole().applied().index;
-        image.write(delta, sync, now + time);
+        image.write(delta, sync, now, now + time);
         index
     }
 }

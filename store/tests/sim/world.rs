@@ -39,6 +39,7 @@ pub(crate) enum Event {
     Watch { watcher: usize },
     Members,
     Fault,
+    Cut { id: u64, life: u64 },
     Mend { fault: Fault },
 }
 
@@ -224,6 +225,7 @@ impl World {
             Event::Watch { watcher } => self.watch(watcher),
             Event::Members => self.change_members(),
             Event::Fault => self.fault(),
+            Event::Cut { id, life } => self.cut_in_snapshot(id, life),
             Event::Mend { fault } => self.mend(fault)?,
         }
         Ok(())
@@ -246,6 +248,7 @@ impl World {
         host.life += 1;
         host.applies = false;
         let log = &host.log;
+        let installing = log.installing();
         let bounds = (log.truncated().index, log.last_index());
         self.checks.restarts(id, bounds, |index| log.term(index).ok().flatten());
         let (now, base, mutant) = (self.now, self.base, self.plan.mutant);
@@ -259,6 +262,11 @@ impl World {
         running.propose(publish, None, at(base, now + 5 * SECOND));
         host.running = Some(running);
         let life = host.life;
+        if let Some(position) = installing {
+            let begun_anew = host.log.truncated() == position;
+            self.report.hit("restart in a snapshot");
+            self.report.add("restart in a snapshot, state replaced", u64::from(begun_anew));
+        }
         self.note(|| format!("{id:x} starts, election after {election_ticks} ticks"));
         self.wake(id, now);
         self.after(200 * MILLI, Event::Image { id, life, checkpoint: false });
@@ -280,6 +288,7 @@ impl World {
             self.note(|| format!("{id:x} loses its power: {loss:?}, image {back} versions back"));
         } else {
             host.log.kill(now);
+            host.image.kill(now);
             self.report.hit("fault: process killed");
             self.note(|| format!("{id:x} is killed"));
         }
@@ -377,6 +386,7 @@ impl World {
             self.note(|| format!("{id:x} has taken over a snapshot"));
             self.drain_watches(id, life);
             self.end_watches(id);
+            self.perhaps_cut_in_snapshot(id, life);
         }
         if results.checkpoint {
             self.after(100 * MICRO, Event::Image { id, life, checkpoint: true });
@@ -387,11 +397,13 @@ impl World {
 
     fn apply_later(&mut self, id: u64) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
-        let has_tasks = host.running.as_ref().is_some_and(|running| !running.body.tasks.is_empty());
-        if has_tasks && !host.applies {
+        let first = host.running.as_ref().and_then(|running| running.body.tasks.front());
+        if let Some(&(from, _)) = first
+            && !host.applies
+        {
             host.applies = true;
-            let (life, from) = (host.life, host.paused.max(host.applies_from));
-            let time = (self.now + apply_time(&mut self.dice)).max(from);
+            let (life, until) = (host.life, host.paused.max(host.applies_from));
+            let time = (self.now + apply_time(&mut self.dice)).max(until).max(from);
             self.at(time, Event::Apply { id, life });
         }
     }
