@@ -12,6 +12,7 @@
 //! | [`process`] | a daemon with its log; killed on drop |
 //! | [`wait`] | wait for a condition with a deadline; nothing here sleeps to synchronise |
 //! | [`ns`], [`fabric`] | network namespaces; hosts on one underlay, containers behind bridges |
+//! | [`volume`] | a file system that a test fills or freezes |
 //! | [`http`] | an HTTP client that sends exactly the bytes it is told |
 //! | [`raw`] | a connection that a test misuses |
 //! | [`v2`] | the handful of v2 key calls that tests make |
@@ -59,5 +60,6 @@ pub mod systemd;
 pub mod tcpdump;
 pub mod tutorial;
 pub mod v2;
+pub mod volume;
 pub mod vxlan;
 pub mod wait;

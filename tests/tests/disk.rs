@@ -1,113 +1,22 @@
 //! Full and stalled disks under real members: each has its data on a small file system of its own, which is filled, and
 //! frozen with fsfreeze(8) as a disk would stall that answers no more.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::statvfs::statvfs;
-use tempfile::TempDir;
 use weft_tests::cluster::{Cluster, Server};
-use weft_tests::command;
 use weft_tests::process::one_at_a_time;
-use weft_tests::programs::{require_root, tool};
+use weft_tests::volume::Volume;
 use weft_tests::wait::wait_for;
 
 const ALL: [usize; 3] = [0, 1, 2];
 const SOON: Duration = Duration::from_secs(30);
-/// Room for the log, its reserve, the image, and what the store wants free.
-const VOLUME_MIB: u64 = 320;
-
-/// A file system in a file, unmounted when dropped.
-struct Volume {
-    dir: TempDir,
-    mount: PathBuf,
-}
-
-impl Volume {
-    fn new() -> Result<Self> {
-        require_root()?;
-        let dir = tempfile::Builder::new().prefix("weft-disk-").tempdir()?;
-        let (image, mount) = (dir.path().join("image"), dir.path().join("mount"));
-        std::fs::File::create(&image)?.set_len(VOLUME_MIB << 20)?;
-        std::fs::create_dir(&mount)?;
-        command::run(Command::new(tool("mkfs.ext4")?).args(["-q", "-F", "-m", "0"]).arg(&image))?.ok()?;
-        command::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?.ok()?;
-        Ok(Self { dir, mount })
-    }
-
-    fn free(&self) -> Result<u64> {
-        let stat = statvfs(&self.mount)?;
-        Ok(stat.blocks_available() * stat.fragment_size())
-    }
-
-    /// Takes room until only `left` bytes are free.
-    fn fill(&self, left: u64) -> Result<()> {
-        let free = self.free()?;
-        for n in 0.. {
-            let file = self.mount.join(format!("filler-{left}-{n}"));
-            let take = self.free()?.saturating_sub(left);
-            if take < 64 << 10 {
-                break;
-            }
-            // The file system needs some of it for itself, and does not say how much.
-            let length = (take - take / 64).to_string();
-            command::run(Command::new("fallocate").args(["-l", &length]).arg(&file))?;
-        }
-        let now = self.free()?;
-        ensure!(now <= left + (64 << 10), "{now} of {free} bytes are still free, {left} were to be");
-        Ok(())
-    }
-
-    /// Removes what [`Self::fill`] made.
-    fn clear(&self) -> Result<()> {
-        for entry in std::fs::read_dir(&self.mount)? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("filler-")) {
-                std::fs::remove_file(path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Stalls every write and sync until the result is dropped. It must be dropped before the processes that write here
-    /// are waited for: nothing ends a process in such a write.
-    fn freeze(&self) -> Result<Frozen<'_>> {
-        command::run(Command::new(tool("fsfreeze")?).arg("--freeze").arg(&self.mount))?.ok()?;
-        Ok(Frozen(&self.mount))
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        let umount = |how: &[&str]| {
-            let done = command::run(Command::new("umount").args(how).arg(&self.mount));
-            done.is_ok_and(|output| output.ok().is_ok())
-        };
-        if !umount(&[]) && !umount(&["--lazy"]) {
-            eprintln!("{} stays mounted", self.dir.path().display());
-        }
-    }
-}
-
-/// A file system that is frozen for so long.
-struct Frozen<'a>(&'a Path);
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        let thawed = command::run(Command::new("fsfreeze").arg("--unfreeze").arg(self.0));
-        if let Err(error) = thawed.and_then(|output| output.ok().map(drop)) {
-            eprintln!("{} stays frozen: {error:#}", self.0.display());
-        }
-    }
-}
 
 /// Three members, each on a volume of its own.
 fn on_volumes(volumes: &[Volume]) -> Result<Cluster<'static>> {
     let mut cluster = Cluster::on_loopback(Server::Weft, volumes.len())?;
     for (member, volume) in cluster.members.iter_mut().zip(volumes) {
-        let data_dir = volume.mount.join("data");
+        let data_dir = volume.path().join("data");
         member.set_flag("data-dir", &data_dir.display().to_string())?;
         member.data_dir = data_dir;
     }
@@ -165,7 +74,7 @@ fn a_full_disk_refuses_writes_and_is_left_behind_without_a_restart() -> Result<(
     let full = cluster.wait_leader(&ALL)?;
     let other = (full + 1) % 3;
     write(&cluster, full, "before", 5, 10)?;
-    let reserve = volumes[full].mount.join("data/member/log/reserve");
+    let reserve = volumes[full].path().join("data/member/log/reserve");
     ensure!(reserve.metadata().context("reserve")?.len() == 16 << 20);
 
     // Little room: no writes through this member, and another one leads. It follows nevertheless.
