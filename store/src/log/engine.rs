@@ -54,7 +54,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { file: 16 << 20, purge: 64 << 20 }
+        Sizes { file: 16 << 20, purge: 32 << 20 }
     }
 }
 
@@ -430,6 +430,10 @@ impl<D: Disk> LogStore for EngineLog<D> {
             purged => drop(purged.map_err(self.fail())?),
         }
         Ok(())
+    }
+
+    fn shrink(&mut self) {
+        self.files.drop_spares();
     }
 }
 

@@ -139,4 +139,7 @@ pub trait LogStore {
     /// # Errors
     /// [`LogError`].
     fn compact(&mut self, index: u64) -> Result<(), LogError>;
+
+    /// Gives back room that is only kept for later: the disk is low.
+    fn shrink(&mut self) {}
 }

@@ -325,6 +325,11 @@ impl<L: LogStore> Core<L> {
         Ok(self.raw.mut_store().compact(index)?)
     }
 
+    /// Gives back room that the log keeps for later: the disk is low.
+    pub fn shrink(&mut self) {
+        self.raw.mut_store().shrink();
+    }
+
     /// Carries out what is due, in the order that the module's text gives. Returns `None` when nothing is due.
     ///
     /// # Errors

@@ -95,6 +95,11 @@ impl<L: LogStore> RaftStorage<L> {
         self.log.compact(index)
     }
 
+    /// Gives back room that the log keeps for later.
+    pub(super) fn shrink(&mut self) {
+        self.log.shrink();
+    }
+
     /// A snapshot from the leader is about to take the place of the applied state.
     pub(super) fn announce(&mut self, position: Position) -> Result<(), LogError> {
         self.log.mark_install(Some(position))

@@ -110,6 +110,11 @@ impl Tail {
         }
     }
 
+    /// As [`Tail::upto`] where the disk is low: only [`CATCH_UP_BYTES`] are kept, and only for a follower that needs them.
+    pub(super) fn upto_when_low(&self, durable: u64, needed: Option<u64>) -> u64 {
+        needed.map_or(durable, |needed| durable.min(needed.max(self.within(CATCH_UP_BYTES))))
+    }
+
     /// Up to where the log can go when the state at `durable` is on disk: `entries` and [`CATCH_UP_BYTES`] are kept, and
     /// more for a follower that needs what comes after `needed`.
     pub(super) fn upto(&self, durable: u64, entries: u64, needed: Option<u64>) -> u64 {
@@ -158,6 +163,15 @@ mod tests {
         assert_eq!(log.upto(1000, 5000, Some(700)), 700);
         assert_eq!(log.upto(1000, 5000, Some(3)), 1000 - 512);
         assert_eq!(log.upto(1000, 5000, Some(0)), 1000 - 512);
+    }
+
+    #[test]
+    fn where_the_disk_is_low_only_what_somebody_needs_is_kept() {
+        let log = tail(1, std::iter::repeat_n(MIB, 1000));
+        assert_eq!(log.upto_when_low(900, None), 900);
+        assert_eq!(log.upto_when_low(1000, Some(990)), 990);
+        assert_eq!(log.upto_when_low(900, Some(990)), 900, "nothing after what is durable is dropped");
+        assert_eq!(log.upto_when_low(1000, Some(3)), 1000 - 64);
     }
 
     #[test]

@@ -268,6 +268,16 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     /// The image on disk stands at `durable`: the log before it can go, but for what followers may still want.
     pub fn durable(&mut self, durable: u64) {
         let index = self.tail.upto(durable, self.settings.catch_up_entries, self.core.needed_after());
+        self.compact(index);
+    }
+
+    /// As [`Replica::durable`] where the disk is low: what only might be of use goes too, and room that was kept for later.
+    pub fn shrink(&mut self, durable: u64) {
+        self.compact(self.tail.upto_when_low(durable, self.core.needed_after()));
+        self.core.shrink();
+    }
+
+    fn compact(&mut self, index: u64) {
         if index <= self.core.log().truncated().index {
             return;
         }
