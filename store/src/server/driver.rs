@@ -46,6 +46,8 @@ pub enum Input {
     },
     /// The image on disk stands at this index: the log before it can go.
     Durable(u64),
+    /// As [`Input::Durable`], and the disk is low.
+    Shrink(u64),
     /// Look at the applied index and the snapshot slot again.
     Wake,
     /// Hand leadership to another member, one of these if they are given.
@@ -160,6 +162,7 @@ impl<L: LogStore> Driver<L> {
             }
             let time = Now { monotonic: now(), wall_ns: now_ns() };
             let outcome = self.replica.round(time, &mut self.outbox)?;
+            self.shared.room.is_written();
             self.outbox.arrived.clear();
             self.refuse(&outcome.refused);
             if let Some(new) = outcome.leadership {
@@ -183,6 +186,7 @@ impl<L: LogStore> Driver<L> {
             Input::Unreachable(id) => self.replica.report_unreachable(id),
             Input::SnapshotSent { to, sent } => self.replica.report_snapshot(to, sent),
             Input::Durable(index) => self.replica.durable(index),
+            Input::Shrink(index) => self.replica.shrink(index),
             Input::Wake => {}
             Input::HandOver(among) => self.replica.hand_over(among.as_deref()),
             Input::Stop => self.stopping = true,

@@ -3,14 +3,24 @@
 //! The image may be as old as it likes, for the raft log holds what it lacks. Only before the log is compacted
 //! must it be durable: that is a checkpoint.
 //!
-//! A write that fails, because the disk is full or bad, does not end the member: nothing is lost, for the log is not
-//! compacted meanwhile, and `/health` says it. After a while the whole state is written anew beside the old image, which no
-//! more is written to; until then what changed need not be remembered.
+//! A write that fails, because the disk is full or bad, does not end the member: nothing is lost, for the log keeps what the
+//! image lacks, and `/health` says it. What was not written goes with the next changes. Where that cannot be, after a sync
+//! that failed or when there is too much of it, the whole state is written anew, beside the old image. So it is when the
+//! changes have grown; if that fails, changes go on being added to the old image.
+//!
+//! When the disk is low (see `space`), the image is what the member can do about it: what can be made durable is, and the
+//! log is told to keep no more than it must.
+
+mod pause;
+mod unwritten;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use self::pause::Pause;
+use self::unwritten::Unwritten;
 use super::driver::Input;
 use super::handle::{Shared, now};
 use crate::machine::Machine;
@@ -21,9 +31,8 @@ pub const JOB_QUEUE: usize = 8;
 /// How often changes are written. Longer means that more changes of one key, and more events that have left the
 /// history again, cost nothing; a restart applies what came since from the log.
 const PERIOD: Duration = Duration::from_secs(3);
-
-/// The longest pause between two attempts to write the image anew; the first is [`PERIOD`].
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is tried to take over a snapshot for which there is no room.
+const INSTALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the image thread is told.
 pub enum Job {
@@ -37,36 +46,68 @@ pub enum Job {
 
 /// Everything the image thread owns.
 pub struct Imager<S> {
-    /// The image.
-    pub state: S,
-    /// Whose it is.
-    pub identity: Identity,
-    /// The shared state.
-    pub shared: Arc<Shared>,
-    /// Where jobs come from.
-    pub jobs: Receiver<Job>,
-    /// The raft thread.
-    pub inputs: SyncSender<Input>,
+    state: S,
+    identity: Identity,
+    shared: Arc<Shared>,
+    jobs: Receiver<Job>,
+    inputs: SyncSender<Input>,
     /// The tree's index that the image stands at.
-    pub written: u64,
+    written: u64,
     /// The raft index that the image stands at.
-    pub applied: u64,
-    /// Since a write has failed: when it is to be written anew.
-    pub retry: Option<Retry>,
-}
-
-/// When to try again.
-#[derive(Debug, Clone, Copy)]
-pub struct Retry {
-    at: Instant,
-    pause: Duration,
+    applied: u64,
+    /// The raft index up to which the image is durable for certain, and what of it the raft thread has been told.
+    durable: u64,
+    told: u64,
+    /// A checkpoint was asked for and has not been made.
+    owed: bool,
+    /// What has changed beyond `written`, as far as the tree does not remember it.
+    unwritten: Unwritten,
+    /// Before changes are written again.
+    changes_pause: Pause,
+    /// Before everything is written again.
+    whole_pause: Pause,
+    /// There was no room for a new image.
+    cramped: bool,
+    /// There was an alarm when this was last looked at.
+    low: bool,
 }
 
 impl<S: StateStore> Imager<S> {
+    /// An image thread's things, for an image that holds what is in `shared`.
+    pub fn new(
+        state: S,
+        identity: Identity,
+        shared: Arc<Shared>,
+        jobs: Receiver<Job>,
+        inputs: SyncSender<Input>,
+    ) -> Imager<S> {
+        let (written, applied) = {
+            let machine = shared.machine.read();
+            (machine.tree.index(), machine.applied.index)
+        };
+        Imager {
+            state,
+            identity,
+            shared,
+            jobs,
+            inputs,
+            written,
+            applied,
+            durable: 0,
+            told: 0,
+            owed: false,
+            unwritten: Unwritten::default(),
+            changes_pause: Pause::default(),
+            whole_pause: Pause::default(),
+            cramped: false,
+            low: false,
+        }
+    }
+
     /// Runs until the apply thread is gone; writes what is left then.
     ///
     /// # Errors
-    /// [`StateError`] if a snapshot from the leader cannot be put on disk; the member must end.
+    /// [`StateError`] if a snapshot from the leader cannot be put on disk, and not for want of room; the member must end.
     pub fn run(mut self) -> Result<(), StateError> {
         loop {
             match self.jobs.recv_timeout(PERIOD) {
@@ -74,14 +115,11 @@ impl<S: StateStore> Imager<S> {
                     self.write(false);
                     let _ = done.send(());
                 }
-                Ok(Job::Checkpoint) => {
-                    if let Some(index) = self.checkpoint() {
-                        // If the raft thread is too busy to hear it, the next checkpoint tells it.
-                        let _ = self.inputs.try_send(Input::Durable(index));
-                    }
-                }
+                Ok(Job::Checkpoint) => self.checkpoint(),
                 Ok(Job::Replace(machine, done)) => {
-                    self.replace(*machine)?;
+                    if !self.install(*machine)? {
+                        return Ok(());
+                    }
                     let _ = done.send(());
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -89,104 +127,175 @@ impl<S: StateStore> Imager<S> {
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.settle();
         }
         self.checkpoint();
         Ok(())
     }
 
-    /// On disk first: a crash at any point leaves the old state or the new one, each whole.
-    fn replace(&mut self, mut machine: Machine) -> Result<(), StateError> {
-        self.state.replace(self.identity, &machine.freeze())?;
+    /// On disk first: a crash at any point leaves the old state or the new one, each whole. Without room for it this
+    /// waits: the leader has been told that the state has arrived, and the old one is of no use any more. Returns whether
+    /// it is done; otherwise the member stops.
+    fn install(&mut self, mut machine: Machine) -> Result<bool, StateError> {
         machine.tree.take_dirty();
-        self.written = machine.tree.index();
-        self.applied = machine.applied.index;
-        self.succeeded();
-        let mut shown = self.shared.machine.write();
-        *shown = machine;
-        // Watchers may have missed events: ending their watches makes them look again.
-        self.shared.hub.lock().clear();
-        Ok(())
-    }
-
-    /// Writes what changed and makes it durable; returns the raft index that it then stands at.
-    fn checkpoint(&mut self) -> Option<u64> {
-        let index = self.write(true)?;
-        match self.state.sync() {
-            Ok(()) => Some(index),
-            Err(error) => {
-                self.failed(&error);
-                None
+        let whole = machine.freeze();
+        while let Err(error) = self.state.replace(self.identity, &whole) {
+            if !error.is_full() {
+                return Err(error);
+            }
+            if self.shared.room.hold(Some(error.to_string())) {
+                tracing::error!(%error, "cannot take over a snapshot; waiting for room on the disk");
+            }
+            if !self.shared.room.wait(INSTALL_PAUSE) {
+                return Ok(false);
             }
         }
+        self.shared.room.hold(None);
+        self.is_written(whole.tree().index(), whole.applied().index);
+        let old = {
+            let mut shown = self.shared.machine.write();
+            // Watchers may have missed events: ending their watches makes them look again.
+            self.shared.hub.lock().clear();
+            std::mem::replace(&mut *shown, machine)
+        };
+        // Taking a large state apart takes a while, and nobody is to wait for that.
+        drop(old);
+        Ok(true)
     }
 
-    /// Writes what changed; returns the raft index that the image then stands at, if that worked. Entries without
-    /// effect (a new leader's) move the image only with `always`.
-    fn write(&mut self, always: bool) -> Option<u64> {
-        if self.shared.room.is_low() {
-            // The log holds it, and what room is left is the log's.
-            return None;
+    /// Does what is due, whatever happened last: what was owed, what makes room, and a new image.
+    fn settle(&mut self) {
+        let low = self.shared.room.is_low();
+        if low != std::mem::replace(&mut self.low, low) {
+            self.changes_pause.hurry(now());
+            self.whole_pause.hurry(now());
+            // The log is to keep less now.
+            self.told = if low { 0 } else { self.told };
         }
-        if let Some(retry) = self.retry {
-            return self.write_anew(retry);
+        if self.owed || low && self.shared.applied.load(Ordering::SeqCst) > self.durable {
+            self.checkpoint();
         }
+        let is_due = !self.takes_changes() || self.state.usage().is_image_due();
+        if is_due && self.whole_pause.is_over(now()) {
+            self.write_whole();
+        }
+        self.tell();
+    }
+
+    /// Writes what changed and makes it durable. What cannot be written does not keep the rest from being made durable.
+    fn checkpoint(&mut self) {
+        self.owed = !self.write(true);
+        if self.state.takes_changes() && self.applied > self.durable {
+            match self.state.sync() {
+                Ok(()) => self.durable = self.applied,
+                Err(error) => {
+                    self.owed = true;
+                    self.changes_failed(&error);
+                }
+            }
+        }
+        self.tell();
+    }
+
+    /// Tells the raft thread how far the image is durable. If that is too busy to hear it, it is told later.
+    fn tell(&mut self) {
+        let short = self.low || self.cramped;
+        let input = if short { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
+        if self.durable > self.told && self.inputs.try_send(input).is_ok() {
+            self.told = self.durable;
+        }
+    }
+
+    /// Whether what changed is enough; otherwise everything has to be written.
+    fn takes_changes(&self) -> bool {
+        self.state.takes_changes() && !self.unwritten.are_too_many()
+    }
+
+    /// Writes what changed; returns whether the image then stands where the state stood. Entries without effect (a new
+    /// leader's) move the image only with `always`.
+    fn write(&mut self, always: bool) -> bool {
+        let is_due = self.takes_changes() && self.changes_pause.is_over(now());
         let delta = {
             let mut machine = self.shared.machine.write();
-            if !always && machine.tree.index() == self.written && machine.tree.dirty_len() == 0 {
-                return Some(self.applied);
+            let tree = &mut machine.tree;
+            let changed = tree.index() != self.written || tree.dirty_len() > 0 || !self.unwritten.is_empty();
+            if !always && !changed {
+                return true;
             }
-            Delta::take(&mut machine, self.written)
+            if !is_due {
+                self.unwritten.add(tree.take_dirty());
+                return false;
+            }
+            Delta::take(&mut machine, self.written).with(self.unwritten.take())
         };
         match self.state.write(&delta) {
             Ok(()) => {
                 self.written = delta.whole().tree().index();
                 self.applied = delta.whole().applied().index;
-                if self.state.has_grown() { self.write_whole() } else { Some(self.applied) }
+                self.changes_pause.succeed();
+                *self.shared.image_fault.lock() = None;
+                true
             }
             Err(error) => {
-                self.failed(&error);
-                None
+                self.unwritten.add(delta.into_paths());
+                self.changes_failed(&error);
+                false
             }
         }
-    }
-
-    /// After a failure: writes everything, when it is time.
-    fn write_anew(&mut self, retry: Retry) -> Option<u64> {
-        if now() < retry.at {
-            self.shared.machine.write().tree.take_dirty();
-            return None;
-        }
-        let written = self.write_whole();
-        if let Some(raft_index) = written {
-            tracing::info!(raft_index, "the image of the applied state is written again");
-        }
-        written
     }
 
     /// Writes everything. The state stands still for it without a copy, and the member goes on.
-    fn write_whole(&mut self) -> Option<u64> {
+    fn write_whole(&mut self) {
         let whole = {
             let mut machine = self.shared.machine.write();
-            machine.tree.take_dirty();
+            self.unwritten.add(machine.tree.take_dirty());
             machine.freeze()
         };
         match self.state.replace(self.identity, &whole) {
             Ok(()) => {
-                self.written = whole.tree().index();
-                self.applied = whole.applied().index;
-                self.succeeded();
-                Some(self.applied)
+                if self.whole_pause.has_failed() || self.changes_pause.has_failed() {
+                    let raft_index = whole.applied().index;
+                    tracing::info!(raft_index, "the image of the applied state is written again");
+                }
+                self.is_written(whole.tree().index(), whole.applied().index);
             }
-            Err(error) => {
-                self.failed(&error);
-                None
-            }
+            Err(error) => self.whole_failed(&error),
         }
     }
 
-    fn failed(&mut self, error: &StateError) {
-        let pause = self.retry.map_or(PERIOD, |retry| MAX_PAUSE.min(retry.pause * 2));
-        self.retry = Some(Retry { at: now() + pause, pause });
+    /// Everything is durable up to here.
+    fn is_written(&mut self, tree_index: u64, raft_index: u64) {
+        (self.written, self.applied, self.durable) = (tree_index, raft_index, raft_index);
+        (self.owed, self.cramped) = (false, false);
+        self.unwritten.clear();
+        self.changes_pause.succeed();
+        self.whole_pause.succeed();
+        *self.shared.image_fault.lock() = None;
+    }
+
+    fn changes_failed(&mut self, error: &StateError) {
+        let pause = self.changes_pause.fail(now());
+        self.report(error, pause);
+    }
+
+    fn whole_failed(&mut self, error: &StateError) {
+        let pause = self.whole_pause.fail(now());
+        if error.is_full() && !self.cramped {
+            // The log is to keep less now.
+            (self.cramped, self.told) = (true, 0);
+        }
+        if self.takes_changes() {
+            tracing::warn!(
+                %error,
+                again_in = ?pause,
+                "cannot write a new image of the applied state; changes are added to the old one; see to room on the disk"
+            );
+        } else {
+            self.report(error, pause);
+        }
+    }
+
+    fn report(&self, error: &StateError, pause: Duration) {
         tracing::error!(
             %error,
             again_in = ?pause,
@@ -194,11 +303,6 @@ impl<S: StateStore> Imager<S> {
              the disk"
         );
         *self.shared.image_fault.lock() = Some(error.to_string());
-    }
-
-    fn succeeded(&mut self) {
-        self.retry = None;
-        *self.shared.image_fault.lock() = None;
     }
 }
 

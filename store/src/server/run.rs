@@ -167,9 +167,9 @@ fn start_threads(
     peers: Peers,
     (inputs, input_queue): (SyncSender<Input>, Receiver<Input>),
 ) -> anyhow::Result<(Vec<thread::JoinHandle<()>>, Failures)> {
-    let (voters, applied, index) = {
+    let (voters, applied) = {
         let machine = shared.machine.read();
-        (machine.membership.voters.clone(), machine.applied, machine.tree.index())
+        (machine.membership.voters.clone(), machine.applied)
     };
     let core_config = CoreConfig {
         id: shared.member_id,
@@ -204,16 +204,7 @@ fn start_threads(
             .since(driver.log_since_checkpoint()),
     };
     let watcher = (disk.space, Arc::clone(shared), inputs.clone());
-    let imager = Imager {
-        state: disk.state,
-        identity: disk.identity,
-        shared: Arc::clone(shared),
-        jobs: job_queue,
-        inputs,
-        written: index,
-        applied: applied.index,
-        retry: None,
-    };
+    let imager = Imager::new(disk.state, disk.identity, Arc::clone(shared), job_queue, inputs);
     let (failed, failures) = mpsc::unbounded_channel();
     let threads = vec![
         spawn("raft", &failed, move || driver.run().map_err(Into::into))?,

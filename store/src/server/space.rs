@@ -1,16 +1,19 @@
 //! Room on the disk: an alarm before there is none, and a reserve for when it has come to that.
 //!
-//! Below [`LOW`] this member takes no writes from clients and gives leadership away. It goes on as a follower, which costs
-//! room for the log. When a write of the log finds none at all, the
+//! Below [`LOW`] this member takes no writes from clients but deletes, and gives leadership away. It goes on as a follower,
+//! which costs room for the log. The image thread does what it can to make room (see `image`). When a write of the log finds none at all, the
 //! reserve goes first; after that the raft thread waits in the write. It promises nothing then, and the others go on
 //! without this member as if its disk had stalled; plain reads are answered from memory. When there is room again the write
 //! is tried again, the reserve is taken back, and writes are taken: nobody has to start anything.
+//!
+//! What statvfs(3) says is not all: a quota, or a file system without inodes, leaves no room where it shows some. So an
+//! alarm that a failed write has raised ends only when a write has succeeded and the reserve is back.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::statvfs::statvfs;
 use parking_lot::{Condvar, Mutex};
 
 use super::driver::Input;
@@ -18,6 +21,8 @@ use super::handle::{Shared, now};
 use crate::log::disk::{Disk as _, OsDisk};
 use crate::log::engine::WhenFull;
 use crate::machine::{AlarmKind, Alarms};
+use crate::state::room::{KEEP_FREE, free_bytes};
+use crate::tree::Op;
 use crate::wire::command::Command;
 
 /// Size of the reserve, in bytes: as much as one file of the log.
@@ -26,6 +31,10 @@ pub const RESERVE: u64 = 16 << 20;
 pub const LOW: u64 = 32 << 20;
 /// With this much free, in bytes, it ends: more than [`LOW`], so that it does not come and go.
 pub const ENOUGH: u64 = 48 << 20;
+/// With this much free, in bytes, deletes are taken all the same: they are small, and what they free is the image's.
+const ENOUGH_FOR_DELETES: u64 = 8 << 20;
+const _: () =
+    assert!(ENOUGH_FOR_DELETES < KEEP_FREE && KEEP_FREE < LOW && LOW < ENOUGH, "in the order of need");
 /// Name of the reserve, in the directory of the log.
 const RESERVE_FILE: &str = "reserve";
 /// How often it is looked how much room there is.
@@ -38,21 +47,56 @@ const HAND_OVER_PERIOD: Duration = Duration::from_secs(30);
 /// What the threads know of it.
 #[derive(Default)]
 pub struct Room {
-    alarm: Mutex<Option<Arc<str>>>,
+    reasons: Mutex<Reasons>,
+    takes_deletes: AtomicBool,
+    /// A write of the log waits for room.
+    write_waits: AtomicBool,
     stopping: Mutex<bool>,
     stopped: Condvar,
+}
+
+/// Why there is an alarm.
+#[derive(Default)]
+struct Reasons {
+    /// There is little room.
+    low: Option<Arc<str>>,
+    /// There is none for a snapshot from the leader.
+    held: Option<Arc<str>>,
 }
 
 impl Room {
     /// Why this member takes no writes, if it does not.
     pub fn alarm(&self) -> Option<Arc<str>> {
-        self.alarm.lock().clone()
+        let reasons = self.reasons.lock();
+        reasons.low.as_ref().or(reasons.held.as_ref()).cloned()
     }
 
     /// Why this member does not propose `command`, if it does not. That it is there again is said all the same: it is
-    /// to serve reads.
+    /// to serve reads. Deletes are taken as long as there is room to make them durable like any other entry, for they
+    /// are what a client can do about it.
     pub fn refuses(&self, command: &Command) -> Option<Arc<str>> {
-        self.alarm().filter(|_| !matches!(command, Command::Publish { .. }))
+        let is_taken = match command {
+            Command::Publish { .. } => true,
+            Command::V2(Op::Delete { .. } | Op::CompareAndDelete { .. }) => {
+                self.takes_deletes.load(Ordering::Relaxed)
+            }
+            _ => false,
+        };
+        self.alarm().filter(|_| !is_taken)
+    }
+
+    /// Raises an alarm for another reason than little room, or ends that. Returns whether it is new.
+    pub fn hold(&self, why: Option<String>) -> bool {
+        let mut reasons = self.reasons.lock();
+        let before = std::mem::replace(&mut reasons.held, why.map(Into::into));
+        before.is_none() && reasons.held.is_some()
+    }
+
+    /// Every write of the log that was begun has succeeded.
+    pub fn is_written(&self) {
+        if self.write_waits.load(Ordering::Relaxed) {
+            self.write_waits.store(false, Ordering::SeqCst);
+        }
     }
 
     /// What the others are to be told, if `alarms` does not say it yet.
@@ -68,7 +112,7 @@ impl Room {
 
     /// Whether there is an alarm.
     pub fn is_low(&self) -> bool {
-        self.alarm.lock().is_some()
+        self.alarm().is_some()
     }
 
     /// Ends every wait for room: this member stops.
@@ -78,7 +122,7 @@ impl Room {
     }
 
     /// Waits; returns whether this member goes on.
-    fn wait(&self, time: Duration) -> bool {
+    pub fn wait(&self, time: Duration) -> bool {
         let mut stopping = self.stopping.lock();
         if !*stopping {
             self.stopped.wait_for(&mut stopping, time);
@@ -108,6 +152,8 @@ pub struct Space {
     reserve: PathBuf,
     held: bool,
     level: Level,
+    /// A write has failed since there was no alarm: see [`Space::is_proved`].
+    failed: bool,
     room: Arc<Room>,
 }
 
@@ -117,7 +163,8 @@ impl Space {
         let reserve = log_dir.join(RESERVE_FILE);
         let held = reserve.metadata().is_ok_and(|reserve| reserve.len() >= RESERVE);
         let dirs = vec![log_dir.to_owned(), state_dir.to_owned()];
-        let mut space = Space { dirs, reserve, held, level: Level::default(), room: Arc::default() };
+        let (level, room) = (Level::default(), Arc::default());
+        let mut space = Space { dirs, reserve, held, level, failed: false, room };
         if space.least().is_some_and(|(free, _)| free < LOW) {
             space.release();
         }
@@ -132,12 +179,13 @@ impl Space {
     /// Looks how much room there is, and raises or ends the alarm.
     pub fn look(&mut self) {
         let Some((free, dir)) = self.least() else { return };
-        let before = self.level;
-        self.level = before.after(free, self.held);
-        match (before.low, self.level.low) {
+        let takes_deletes = free >= ENOUGH_FOR_DELETES && !self.failed;
+        self.room.takes_deletes.store(takes_deletes, Ordering::Relaxed);
+        match (self.level.low, self.level.after(free, self.held).low) {
             (false, true) => self.raise(free, &dir),
-            (true, false) => {
-                *self.room.alarm.lock() = None;
+            (true, false) if self.is_proved() => {
+                self.level.low = false;
+                self.room.reasons.lock().low = None;
                 tracing::info!(dir = %dir.display(), free_mib = free >> 20, "there is space again: taking writes");
             }
             _ => {}
@@ -147,17 +195,20 @@ impl Space {
         }
     }
 
+    /// Whether room can be had, and is not only measured: after a write that failed one must have succeeded, and the
+    /// reserve must be there.
+    fn is_proved(&mut self) -> bool {
+        if self.failed {
+            let waits = self.room.write_waits.load(Ordering::SeqCst);
+            self.failed = waits || !(self.held || self.take_reserve());
+        }
+        !self.failed
+    }
+
     /// The least room in any of the directories, in bytes, and where. What cannot be measured raises no alarm: it will
     /// fail where it is used.
     fn least(&self) -> Option<(u64, PathBuf)> {
-        let free = |dir: &PathBuf| {
-            let stat = statvfs(dir).ok()?;
-            #[allow(clippy::useless_conversion, reason = "narrower on some platforms")]
-            Some((
-                u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size().into()),
-                dir.clone(),
-            ))
-        };
+        let free = |dir: &PathBuf| Some((free_bytes(dir)?, dir.clone()));
         self.dirs.iter().filter_map(free).min()
     }
 
@@ -166,14 +217,17 @@ impl Space {
         let (free, needed) = (free >> 20, ENOUGH >> 20);
         let text = format!("no space: {} has {free} MiB free, this member needs {needed} MiB", dir.display());
         tracing::error!(
-            "{text}: client writes are refused until there is more; reads go on. Free some space or enlarge the file \
-             system; nothing has to be restarted"
+            "{text}: client writes are refused until there is more; reads and deletes go on. Free some space or enlarge \
+             the file system; nothing has to be restarted"
         );
-        *self.room.alarm.lock() = Some(text.into());
+        self.room.reasons.lock().low = Some(text.into());
     }
 
     /// A write has found no room.
     fn found_none(&mut self) {
+        self.failed = true;
+        self.room.write_waits.store(true, Ordering::SeqCst);
+        self.room.takes_deletes.store(false, Ordering::Relaxed);
         if !self.level.low {
             let (free, dir) = self.least().unwrap_or_default();
             self.raise(free, &dir);
@@ -189,13 +243,15 @@ impl Space {
         released
     }
 
-    fn take_reserve(&mut self) {
+    /// Returns whether it is there.
+    fn take_reserve(&mut self) -> bool {
         let taken = OsDisk.create(&self.reserve).and_then(|file| OsDisk.allocate(&file, 0, RESERVE));
         self.held = taken.is_ok();
         if let Err(error) = taken {
             let _ = std::fs::remove_file(&self.reserve);
             tracing::debug!(%error, "no room for the reserve");
         }
+        self.held
     }
 }
 
@@ -249,7 +305,7 @@ mod tests {
         let me = member.id;
         let mut machine = Machine::bootstrap(Membership::bootstrap(vec![member]));
         assert_eq!(room.news(me, &machine.alarms), None);
-        *room.alarm.lock() = Some("full".into());
+        room.reasons.lock().low = Some("full".into());
         let raise = room.news(me, &machine.alarms).unwrap();
         assert!(room.refuses(&Command::Sync { now_ns: 1 }).is_some());
         let publish = Command::Publish { member: me, name: String::new(), client_urls: Vec::new() };
@@ -263,7 +319,7 @@ mod tests {
         let alarms = apply(raise.clone());
         assert_eq!(alarms.get(me, AlarmKind::NoSpace), Some("full"));
         assert_eq!(room.news(me, &alarms), None);
-        *room.alarm.lock() = None;
+        room.reasons.lock().low = None;
         assert_eq!(room.refuses(&raise), None);
         let alarms = apply(room.news(me, &alarms).unwrap());
         assert!(alarms.is_empty());
@@ -313,8 +369,72 @@ mod tests {
         assert!(ask(), "there may be room after a while");
         room.stop();
         assert!(!ask());
-        // There is room in truth: the alarm ends, and the reserve is back.
+        // There is room in truth: once a write has succeeded the alarm ends, and the reserve is back.
+        space.lock().look();
+        assert!(room.is_low() && !reserve.exists(), "the write still waits");
+        room.is_written();
         space.lock().look();
         assert!(!room.is_low() && reserve.exists());
+    }
+
+    #[test]
+    fn deletes_are_taken_while_there_is_room_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut space = Space::open(dir.path(), dir.path());
+        space.look();
+        let room = Arc::clone(space.room());
+        let delete = Command::V2(Op::Delete { path: "/1/k".into(), dir: false, recursive: false });
+        space.raise(LOW - 1, dir.path());
+        assert!(room.refuses(&Command::Sync { now_ns: 1 }).is_some());
+        assert_eq!(room.refuses(&delete), None);
+        space.found_none();
+        assert!(room.refuses(&delete).is_some(), "it would wait for room");
+    }
+
+    #[test]
+    fn a_snapshot_that_waits_for_room_is_a_reason_of_its_own() {
+        let room = Room::default();
+        assert!(room.hold(Some("no room for it".into())), "new");
+        assert!(!room.hold(Some("still none".into())));
+        assert_eq!(room.alarm().as_deref(), Some("still none"));
+        room.reasons.lock().low = Some("full".into());
+        assert_eq!(room.alarm().as_deref(), Some("full"));
+        room.reasons.lock().low = None;
+        assert!(!room.hold(None));
+        assert!(!room.is_low());
+    }
+
+    /// A file system that shows free bytes and has no inodes, as one with a quota. It takes root.
+    #[test]
+    fn an_alarm_does_not_end_by_what_is_measured() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let disk = tempfile::Builder::new().prefix("weft-space-").tempdir().unwrap();
+        let (tmpfs, options) = (Some("tmpfs"), Some("size=128m,nr_inodes=3"));
+        if let Err(error) = mount(tmpfs, disk.path(), tmpfs, MsFlags::empty(), options) {
+            eprintln!("SKIPPED: a tmpfs cannot be mounted ({error}); run the test as root");
+            return;
+        }
+        let tried = std::panic::catch_unwind(|| {
+            let mut space = Space::open(disk.path(), disk.path());
+            space.look();
+            assert!(space.held);
+            let room = Arc::clone(space.room());
+            let space = Arc::new(Mutex::new(space));
+            assert!(when_full(&space)(), "the reserve makes room for a file");
+            let files = [disk.path().join("a"), disk.path().join("b")];
+            for file in &files {
+                std::fs::write(file, "x").unwrap();
+            }
+            room.is_written();
+            for _ in 0..3 {
+                space.lock().look();
+                assert!(room.is_low(), "there are bytes, and no inodes");
+            }
+            std::fs::remove_file(&files[0]).unwrap();
+            space.lock().look();
+            assert!(!room.is_low() && space.lock().held);
+        });
+        let unmounted = umount2(disk.path(), MntFlags::MNT_DETACH);
+        assert!(tried.is_ok() && unmounted.is_ok());
     }
 }

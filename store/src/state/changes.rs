@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::fail;
 use super::record::{Record, RecordRef};
+use super::room::KEEP_FREE;
 use super::seal::{CHECKSUM_BYTES, unseal};
 use super::{Delta, StateError};
 use crate::tree::hash::Hasher;
@@ -30,6 +31,8 @@ pub(super) struct Changes {
     path: PathBuf,
     file: File,
     length: u64,
+    /// Nothing follows on the last record.
+    whole: bool,
 }
 
 impl Changes {
@@ -53,7 +56,7 @@ impl Changes {
                 "the end of the image's changes is not whole and is cut off; the raft log has it"
             );
         }
-        let mut changes = Changes { path: path.to_owned(), file, length: length as u64 };
+        let mut changes = Changes { path: path.to_owned(), file, length: length as u64, whole: true };
         changes.back().map_err(&failed)?;
         Ok(changes)
     }
@@ -72,16 +75,21 @@ impl Changes {
         self.length
     }
 
-    /// Adds a record. It need not be durable yet.
+    /// Whether records can be added.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Adds a record of at most `budget` bytes. It need not be durable yet.
     ///
     /// # Errors
-    /// [`StateError::File`]; the file is as before.
-    pub(super) fn push(&mut self, delta: &Delta) -> Result<(), StateError> {
-        match self.append(&delta.into()) {
+    /// [`StateError::File`], also where it takes more; the file is as before, if [`Changes::is_whole`].
+    pub(super) fn push(&mut self, delta: &Delta, budget: u64) -> Result<(), StateError> {
+        match self.append(&delta.into(), budget) {
             Ok(length) => self.length += length,
             Err(error) => {
-                // If this fails too, what is there is not whole and will be cut off at the next start.
-                let _ = self.back();
+                // What is there is not whole otherwise, and will be cut off at the next start.
+                self.whole = self.back().is_ok();
                 return Err(fail(&self.path)(error));
             }
         }
@@ -89,10 +97,10 @@ impl Changes {
     }
 
     /// Bytes of the record.
-    fn append(&self, record: &RecordRef<'_>) -> io::Result<u64> {
+    fn append(&self, record: &RecordRef<'_>, budget: u64) -> io::Result<u64> {
         let mut file = &self.file;
         file.write_all(&[0; LENGTH_BYTES + CHECKSUM_BYTES])?;
-        let body = Body { file, length: 0, hasher: Hasher::default(), failed: None };
+        let body = Body { file, length: 0, budget, hasher: Hasher::default(), failed: None };
         let mut writer = BufWriter::with_capacity(BUFFER_BYTES, body);
         let written = postcard::to_io(record, &mut writer).map_err(io::Error::other);
         let written = written.and_then(Write::flush);
@@ -122,6 +130,8 @@ impl Changes {
 struct Body<'a> {
     file: &'a File,
     length: u64,
+    /// The most it may be.
+    budget: u64,
     hasher: Hasher,
     /// Why the file takes no more: postcard does not say.
     failed: Option<io::Error>,
@@ -129,7 +139,9 @@ struct Body<'a> {
 
 impl Write for Body<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = match self.file.write(bytes) {
+        let within = self.length + bytes.len() as u64 <= self.budget;
+        let written = if within { self.file.write(bytes) } else { Err(no_room()) };
+        let written = match written {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                 self.failed = Some(error);
                 return Err(io::ErrorKind::Other.into());
@@ -144,6 +156,14 @@ impl Write for Body<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn no_room() -> io::Error {
+    let kept = KEEP_FREE >> 20;
+    io::Error::new(
+        io::ErrorKind::StorageFull,
+        format!("no space beside the {kept} MiB that the raft log needs"),
+    )
 }
 
 /// The records that are whole, and where the last of them ends.

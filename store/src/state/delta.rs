@@ -23,6 +23,22 @@ impl Delta {
         Delta { paths: machine.tree.take_dirty(), whole: machine.freeze(), since }
     }
 
+    /// The same with the paths of a delta that was not written; `since` must have been that one's.
+    #[must_use]
+    pub fn with(mut self, earlier: Vec<String>) -> Delta {
+        if !earlier.is_empty() {
+            self.paths.extend(earlier);
+            self.paths.sort_unstable();
+            self.paths.dedup();
+        }
+        self
+    }
+
+    /// Only the paths of what changed, for [`Delta::with`].
+    pub fn into_paths(self) -> Vec<String> {
+        self.paths
+    }
+
     /// The state at the second position.
     pub fn whole(&self) -> &Snapshot {
         &self.whole

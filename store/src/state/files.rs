@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 
 use super::StateError;
 use super::seal::{seal, unseal};
+use crate::log::disk::{Disk as _, OsDisk};
 
 /// How sled names a snapshot of its index that it has not finished.
 const UNFINISHED: &str = ".generating";
 const CURRENT: &str = "current";
 const CURRENT_NEW: &str = "current.new";
+const ROOM: &str = "room";
 const IMAGE: &str = "image-";
 const CHANGES: &str = "changes-";
 /// What sled 0.34 keeps in its directory, but for snapshots of its index.
@@ -136,7 +138,7 @@ pub(super) fn free_number(dir: &Path) -> Result<u64, StateError> {
 pub(super) fn remove_others(dir: &Path, current: Option<u64>) {
     let others = images(dir).unwrap_or_default().into_iter().filter(|(number, _)| Some(*number) != current);
     let mut paths: Vec<PathBuf> = others.map(|(_, path)| path).collect();
-    paths.push(dir.join(CURRENT_NEW));
+    paths.extend([CURRENT_NEW, ROOM].map(|name| dir.join(name)));
     if current.is_some() {
         let snapshots = entries(dir).unwrap_or_default().into_iter();
         paths.extend(snapshots.filter(|path| name_of(path).starts_with("snap.")));
@@ -147,8 +149,28 @@ pub(super) fn remove_others(dir: &Path, current: Option<u64>) {
     }
 }
 
+/// Takes so much room and gives it back: a quota does not show before that.
+///
+/// # Errors
+/// [`StateError::File`].
+pub(super) fn try_room(dir: &Path, bytes: u64) -> Result<(), StateError> {
+    let path = dir.join(ROOM);
+    let taken = OsDisk.create(&path).and_then(|file| OsDisk.allocate(&file, 0, bytes));
+    let removed = match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    taken.and(removed).map_err(fail(&path))
+}
+
+/// Removes what there is of image `number`, as far as that is possible.
+pub(super) fn remove_image(dir: &Path, number: u64) {
+    remove(&image_dir(dir, number));
+    remove(&changes_file(dir, number));
+}
+
 /// Removes a file or directory, if it is there.
-pub(super) fn remove(path: &Path) {
+fn remove(path: &Path) {
     if path.exists()
         && let Err(error) = try_remove(path)
     {

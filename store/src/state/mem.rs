@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use super::{Delta, Identity, StateError, StateStore};
+use super::{Delta, Identity, StateError, StateStore, Usage};
 use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
 use crate::snapshot::Snapshot;
@@ -93,8 +93,12 @@ impl StateStore for MemState {
         Ok(())
     }
 
-    fn has_grown(&self) -> bool {
-        false
+    fn takes_changes(&self) -> bool {
+        self.now.is_some()
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { image: 0, changes: 0, free: u64::MAX }
     }
 
     fn sync(&mut self) -> Result<(), StateError> {

@@ -10,10 +10,12 @@ mod files;
 pub mod mem;
 mod old;
 mod record;
+pub mod room;
 mod seal;
 pub mod sled;
 
 pub use self::delta::Delta;
+pub use self::room::Usage;
 use crate::machine::Machine;
 use crate::snapshot::Snapshot;
 use crate::tree::Digest;
@@ -44,6 +46,20 @@ pub enum StateError {
         #[source]
         source: std::io::Error,
     },
+    /// There is too little room for what was to be written, and what the log needs. Nothing was changed.
+    #[error(
+        "applied state in {dir}: no space: {free_mib} MiB are free, {needed_mib} are needed",
+        free_mib = free >> 20,
+        needed_mib = needed.div_ceil(1 << 20)
+    )]
+    NoRoom {
+        /// Where it lies.
+        dir: String,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that have to be, at least.
+        needed: u64,
+    },
     /// What is stored makes no state.
     #[error("applied state in {dir}: {what}")]
     Damaged {
@@ -66,6 +82,19 @@ pub enum StateError {
         /// The digest that was stored with it.
         wanted: Digest,
     },
+}
+
+impl StateError {
+    /// Whether it is only that the disk has no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StateError::NoRoom { .. } => true,
+            StateError::File { source, .. } | StateError::Engine { source: ::sled::Error::Io(source), .. } => {
+                crate::log::disk::is_full(source)
+            }
+            StateError::Engine { .. } | StateError::Damaged { .. } | StateError::Digest { .. } => false,
+        }
+    }
 }
 
 /// Who wrote a data directory. Fixed at the first start.
@@ -94,11 +123,20 @@ pub trait StateStore {
     /// Writes a delta in one step. It need not be durable yet.
     ///
     /// # Errors
-    /// [`StateError`].
+    /// [`StateError`]; what was there before is untouched. If [`StateStore::takes_changes`] then, the same changes can be
+    /// written with later ones.
     fn write(&mut self, delta: &Delta) -> Result<(), StateError>;
 
-    /// Whether the deltas take so much that everything should be replaced by the state as it is.
-    fn has_grown(&self) -> bool;
+    /// Whether deltas can be written. If not, everything has to be replaced first.
+    fn takes_changes(&self) -> bool;
+
+    /// What it takes on disk, and what is free there.
+    fn usage(&self) -> Usage;
+
+    /// Whether everything should be replaced by the state as it is: the deltas take much, or room gets short.
+    fn has_grown(&self) -> bool {
+        self.usage().is_image_due()
+    }
 
     /// Makes everything written so far durable.
     ///

@@ -18,8 +18,9 @@ use sled::{Batch, Db, Mode};
 use super::changes::Changes;
 use super::faults::Faults;
 use super::files::{self, Files};
+use super::room::{self, KEEP_FREE};
 use super::seal::{seal, unseal};
-use super::{Delta, Identity, KEY_META, StateError, StateStore, VERSION, old};
+use super::{Delta, Identity, KEY_META, StateError, StateStore, Usage, VERSION, old};
 use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
 use crate::snapshot::Snapshot;
@@ -38,10 +39,9 @@ const OPERATIONS_PER_ROUND: usize = 64;
 /// How long a database that was just closed may stay locked: so many times [`LOCK_PAUSE`].
 const LOCK_TRIES: usize = 250;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// Changes may take this many bytes before a new image is made, or [`GROWTH`] times as much as the image, if that is more.
-const MIN_CHANGES_BYTES: u64 = 32 << 20;
-/// So that on average a change is written no more than about twice.
-const GROWTH: u64 = 1;
+/// Databases that could not be filled although there was room for them. Each keeps its memory and a file descriptor until
+/// the process ends.
+const MAX_FORGOTTEN: usize = 8;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Meta {
@@ -58,15 +58,19 @@ pub struct SledState {
     dir: PathBuf,
     /// The one that `current` names; `None` before the first.
     image: Option<Image>,
+    /// Databases of attempts that failed: see [`MAX_FORGOTTEN`].
+    forgotten: usize,
+    /// How much room there is.
+    free_bytes: fn(&Path) -> Option<u64>,
 }
 
 /// A database, which is closed, and what has changed since.
 struct Image {
     dir: PathBuf,
     changes: Changes,
-    /// Bytes of changes at which a new image is made.
-    limit_bytes: u64,
-    /// A write has failed, or nobody knows which image is the current one: a new one has to be made.
+    /// Bytes of the database.
+    size: u64,
+    /// A sync has failed, or nobody knows which image is the current one: a new one has to be made.
     failed: bool,
 }
 
@@ -84,7 +88,8 @@ impl SledState {
     /// [`StateError`] if it cannot be read.
     pub fn open(dir: &Path) -> Result<SledState, StateError> {
         std::fs::create_dir_all(dir).map_err(files::fail(dir))?;
-        let mut state = SledState { dir: dir.to_owned(), image: None };
+        let mut state =
+            SledState { dir: dir.to_owned(), image: None, forgotten: 0, free_bytes: room::free_bytes };
         let current = files::current(dir)?;
         files::remove_others(dir, current);
         match current {
@@ -109,11 +114,25 @@ impl StateStore for SledState {
         self.image.as_ref().map(Image::load).transpose()
     }
 
-    /// Fills a new database and makes it the current one: possible also after a write that failed.
+    /// Fills a new database and makes it the current one: possible also after a write that failed. Nothing is begun
+    /// without room for all of it: what sled has done by then would be lost, and some of its memory.
     fn replace(&mut self, identity: Identity, state: &Snapshot) -> Result<(), StateError> {
+        if self.forgotten >= MAX_FORGOTTEN {
+            let what =
+                "too many new images could not be written; see to the disk and start this member again";
+            return Err(Faults::of(&self.dir).damaged(what));
+        }
+        let needed = room::image_bytes_of(state);
+        if let Some(free) = (self.free_bytes)(&self.dir) {
+            room::check(&self.dir, free, needed)?;
+        }
+        files::try_room(&self.dir, needed)?;
         let number = files::free_number(&self.dir)?;
         let made = Image::make(&self.dir, number, identity, state);
-        let image = made.inspect_err(|_| files::remove(&files::image_dir(&self.dir, number)))?;
+        let image = made.inspect_err(|_| {
+            self.forgotten += 1;
+            files::remove_image(&self.dir, number);
+        })?;
         if let Err(error) = files::set_current(&self.dir, number) {
             // Either may be the current one now: nothing more may go into the old one.
             if let Some(old) = &mut self.image {
@@ -129,18 +148,22 @@ impl StateStore for SledState {
     fn write(&mut self, delta: &Delta) -> Result<(), StateError> {
         let missing = || Faults::of(&self.dir).damaged("a change came before the first image");
         let image = self.image.as_mut().ok_or_else(missing)?;
-        if image.failed {
+        if image.failed || !image.changes.is_whole() {
             let faults = Faults::of(&image.dir);
             return Err(faults.damaged("an earlier write of it failed; it has to be written anew"));
         }
-        let pushed = image.changes.push(delta);
-        // What this delta says is not in the file and in no later delta.
-        image.failed = pushed.is_err();
-        pushed
+        let free = (self.free_bytes)(&self.dir).unwrap_or(u64::MAX);
+        image.changes.push(delta, free.saturating_sub(KEEP_FREE))
     }
 
-    fn has_grown(&self) -> bool {
-        self.image.as_ref().is_some_and(|image| image.changes.length() > image.limit_bytes)
+    fn takes_changes(&self) -> bool {
+        self.image.as_ref().is_some_and(|image| !image.failed && image.changes.is_whole())
+    }
+
+    fn usage(&self) -> Usage {
+        let (image, changes) =
+            self.image.as_ref().map_or((0, 0), |image| (image.size, image.changes.length()));
+        Usage { image, changes, free: (self.free_bytes)(&self.dir).unwrap_or(u64::MAX) }
     }
 
     fn sync(&mut self) -> Result<(), StateError> {
@@ -156,8 +179,8 @@ impl Image {
     fn open(dir: &Path, number: u64) -> Result<Image, StateError> {
         let changes = Changes::open(&files::changes_file(dir, number))?;
         let dir = files::image_dir(dir, number);
-        let limit_bytes = MIN_CHANGES_BYTES.max(GROWTH * files::size(&dir)?);
-        Ok(Image { dir, changes, limit_bytes, failed: false })
+        let size = files::size(&dir)?;
+        Ok(Image { dir, changes, size, failed: false })
     }
 
     /// A new image, all of it durable, and not the current one yet.
@@ -204,7 +227,7 @@ impl Image {
 }
 
 /// Opens the database in `dir`, does `work` with it, and closes it. After a failure it is never closed: closing could wait
-/// for ever.
+/// for ever, with a lock that all databases of the process share.
 fn with_database<T>(
     dir: &Path,
     work: impl FnOnce(&Database) -> Result<T, StateError>,

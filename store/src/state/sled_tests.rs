@@ -214,19 +214,20 @@ fn many_changes_become_a_new_image() {
     let mut state = open(dir.path());
     state.replace(IDENTITY, &live.freeze()).unwrap();
     live.tree.take_dirty();
+    // Little room, so that it comes to that soon.
+    state.free_bytes = |_| Some(KEEP_FREE + (6 << 20));
     let (mut longest, mut renewed) = (0, 0);
-    for _ in 0..20 {
-        state.write(&change(&mut live, 100)).unwrap();
-        let image = state.image.as_mut().unwrap();
-        image.limit_bytes = 200_000;
-        longest = longest.max(image.changes.length());
+    for _ in 0..80 {
+        state.write(&change(&mut live, 1000)).unwrap();
+        longest = longest.max(state.usage().changes);
         if state.has_grown() {
             state.replace(IDENTITY, &live.freeze()).unwrap();
+            assert!(!state.has_grown());
             renewed += 1;
         }
-        assert_eq!(state.load().unwrap().unwrap().1.snapshot(), live.snapshot());
     }
-    assert!((200_000..300_000).contains(&longest) && renewed > 1, "{longest} bytes, {renewed} times");
+    assert!((8 << 20..9 << 20).contains(&longest) && renewed > 1, "{longest} bytes, {renewed} times");
+    assert_eq!(state.load().unwrap().unwrap().1.snapshot(), live.snapshot());
     assert!(!dir.path().join("image-1").exists());
     drop(state);
     assert_eq!(open(dir.path()).load().unwrap().unwrap().1.snapshot(), live.snapshot());
@@ -236,55 +237,138 @@ fn copy(from: &Path, to: &Path) {
     assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// A disk that is full in the middle of a write, and in the middle of a new image: what is there stays readable, and it goes
-/// on when there is room. The disk is a small tmpfs, which takes root.
-#[test]
-fn a_full_disk_leaves_what_was_there_and_room_ends_it() {
+/// Has `work` done on a file system of so many MiB, which takes root.
+fn on_small_disk(mib: usize, work: fn(&Path)) {
     let disk = tempfile::Builder::new().prefix("weft-image-full-").tempdir().unwrap();
-    let mounted = nix::mount::mount(
-        Some("tmpfs"),
-        disk.path(),
-        Some("tmpfs"),
-        nix::mount::MsFlags::empty(),
-        Some("size=96m"),
-    );
-    if let Err(error) = mounted {
+    let size = format!("size={mib}m");
+    let (none, tmpfs) = (nix::mount::MsFlags::empty(), Some("tmpfs"));
+    if let Err(error) = nix::mount::mount(tmpfs, disk.path(), tmpfs, none, Some(size.as_str())) {
         eprintln!("SKIPPED: a tmpfs cannot be mounted ({error}); run the test as root");
         return;
     }
-    let tried = std::panic::catch_unwind(|| fill_and_go_on(disk.path()));
+    let tried = std::panic::catch_unwind(|| work(disk.path()));
     let unmounted = nix::mount::umount2(disk.path(), nix::mount::MntFlags::MNT_DETACH);
     assert!(tried.is_ok() && unmounted.is_ok());
 }
 
-fn fill_and_go_on(disk: &Path) {
-    let dir = disk.join("image");
-    let mut live = machine();
-    let mut state = open(&dir);
-    state.replace(IDENTITY, &live.freeze()).unwrap();
-    live.tree.take_dirty();
-    let ballast = disk.join("ballast");
-    std::fs::write(&ballast, vec![1; 84 << 20]).unwrap();
+/// Writes values of 20 KB until there is no room. Returns why, the paths that were to be written, and the state before.
+fn write_until_full(state: &mut SledState, live: &mut Machine) -> (String, Vec<String>, Vec<u8>) {
     let mut written = live.snapshot();
-    let error = loop {
+    loop {
         let since = live.tree.index();
         for n in 0..20 {
             live.tree.apply(&set(format!("/1/large{n}"), "v".repeat(20_000))).unwrap();
             live.applied.index += 1;
         }
-        match state.write(&Delta::take(&mut live, since)) {
+        let delta = Delta::take(live, since);
+        match state.write(&delta) {
             Ok(()) => written = live.snapshot(),
-            Err(error) => break error.to_string(),
+            Err(error) => {
+                assert!(error.is_full());
+                return (error.to_string(), delta.into_paths(), written);
+            }
         }
-    };
-    assert!(error.contains("No space left"), "{error}");
-    assert!(state.load().unwrap().unwrap().1.snapshot() == written, "the state before the write that failed");
-    assert!(state.replace(IDENTITY, &live.freeze()).is_err(), "there is no room for another image either");
-    assert!(state.load().unwrap().unwrap().1.snapshot() == written);
-    std::fs::remove_file(ballast).unwrap();
-    state.replace(IDENTITY, &live.freeze()).unwrap();
-    state.write(&change(&mut live, 3)).unwrap();
-    assert!(state.load().unwrap().unwrap().1.snapshot() == live.snapshot());
+    }
+}
+
+/// A disk that is full in the middle of a write, and in the middle of a new image: what is there stays readable, and it goes
+/// on when there is room: with what was not written, or with everything.
+#[test]
+fn a_full_disk_leaves_what_was_there_and_room_ends_it() {
+    on_small_disk(96, |disk| {
+        let dir = disk.join("image");
+        let mut live = machine();
+        let mut state = open(&dir);
+        // What is not seen before it comes, as with a quota.
+        state.free_bytes = |_| None;
+        state.replace(IDENTITY, &live.freeze()).unwrap();
+        live.tree.take_dirty();
+        let ballast = disk.join("ballast");
+        std::fs::write(&ballast, vec![1; 84 << 20]).unwrap();
+        let since = live.tree.index();
+        let (error, paths, written) = write_until_full(&mut state, &mut live);
+        assert!(error.contains("No space left"), "{error}");
+        let (_, stored) = state.load().unwrap().unwrap();
+        assert!(
+            stored.snapshot() == written && stored.tree.index() > since,
+            "the state before the failed write"
+        );
+        let error = state.replace(IDENTITY, &live.freeze()).unwrap_err();
+        assert!(error.is_full(), "there is no room for another image either: {error}");
+        assert!(state.load().unwrap().unwrap().1.snapshot() == written);
+        std::fs::remove_file(ballast).unwrap();
+        assert!(state.takes_changes());
+        state.write(&Delta::take(&mut live, stored.tree.index()).with(paths)).unwrap();
+        assert!(state.load().unwrap().unwrap().1.snapshot() == live.snapshot());
+        state.replace(IDENTITY, &live.freeze()).unwrap();
+        state.write(&change(&mut live, 3)).unwrap();
+        assert!(state.load().unwrap().unwrap().1.snapshot() == live.snapshot());
+    });
+}
+
+/// What the log needs is left to it, and no image is begun that would not fit.
+#[test]
+fn the_image_leaves_room_for_the_log() {
+    on_small_disk(64, |disk| {
+        let dir = disk.join("image");
+        let mut live = machine();
+        let mut state = open(&dir);
+        state.replace(IDENTITY, &live.freeze()).unwrap();
+        live.tree.take_dirty();
+        let (error, _, written) = write_until_full(&mut state, &mut live);
+        assert!(error.contains("no space beside the 16 MiB that the raft log needs"), "{error}");
+        let free = room::free_bytes(disk).unwrap();
+        assert!((KEEP_FREE..KEEP_FREE + (4 << 20)).contains(&free), "{free}");
+        assert!(state.load().unwrap().unwrap().1.snapshot() == written);
+        let error = state.replace(IDENTITY, &live.freeze()).unwrap_err();
+        assert!(error.is_full() && error.to_string().contains("MiB are free"), "{error}");
+        assert!(!dir.join("image-2").exists());
+    });
+}
+
+/// However often a new image does not fit: nothing of the attempts is left, on disk or in this process.
+#[test]
+fn attempts_that_fail_leave_nothing() {
+    fn open_files(disk: &Path) -> usize {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.starts_with(disk))).count()
+    }
+    fn many_attempts(disk: &Path) {
+        let mut live = machine();
+        let mut state = open(&disk.join("image"));
+        state.free_bytes = |_| None;
+        state.replace(IDENTITY, &live.freeze()).unwrap();
+        for n in 0..300 {
+            live.tree.apply(&set(format!("/1/large{n}"), "v".repeat(100_000))).unwrap();
+        }
+        let before = open_files(disk);
+        for attempt in 0..20 {
+            let error = state.replace(IDENTITY, &live.freeze()).unwrap_err();
+            assert!(error.is_full(), "attempt {attempt}: {error}");
+        }
+        assert_eq!((open_files(disk), state.forgotten), (before, 0));
+        assert!(!disk.join("image/image-2").exists());
+    }
+    on_small_disk(24, many_attempts);
+}
+
+/// The bytes that an image takes are not underestimated, nor so much overestimated that it is never made.
+#[test]
+fn what_an_image_takes_is_estimated() {
+    for (keys, bytes) in [(20_000, 20), (5000, 1000), (800, 10_000), (100, 100_000), (12, 1 << 20)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut live = machine();
+        for n in 0..keys {
+            live.tree.apply(&set(format!("/1/d{}/k{n}", n % 7), "v".repeat(bytes))).unwrap();
+        }
+        let mut state = open(dir.path());
+        state.replace(IDENTITY, &live.freeze()).unwrap();
+        let (taken, estimate) = (state.usage().image, room::image_bytes_of(&live.freeze()));
+        assert!(
+            (taken..taken * 3).contains(&estimate),
+            "{keys} of {bytes}: {taken} bytes, estimate {estimate}"
+        );
+    }
 }
 
 /// A bit of any file flips between two runs: the next start gives a state that there has been, whole, or says that it
