@@ -16,13 +16,18 @@ use std::path::{Path, PathBuf};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::machine::Machine;
+use crate::server::space::LOW;
 use crate::snapshot::{self, SnapshotError};
+use crate::state::room::{PERCENT, free_bytes, image_bytes};
 use crate::wire::transfer::{CHUNK_BYTES, CHUNK_HEAD_BYTES, Chunk, Incoming, SnapshotId, TransferError};
 
 /// The directory.
 #[derive(Debug)]
 pub struct Spool {
     dir: PathBuf,
+    /// What the image of a state takes on disk, in percent of the snapshot's bytes: more than usual once there was no room
+    /// for one with many small values, so that the next is refused before it has been sent.
+    image_percent: u64,
 }
 
 /// Why a snapshot cannot be kept or used.
@@ -31,8 +36,8 @@ pub(super) enum SpoolError {
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{dir} has {free} bytes left, and a snapshot of {total} bytes needs {needed}, for itself and for the state that \
-         is read from it",
+        "{dir} has {free} bytes left, and a snapshot of {total} bytes needs {needed}, for itself, the image of the state \
+         that is read from it, and the log",
         dir = dir.display()
     )]
     NoRoom { dir: PathBuf, free: u64, total: u64, needed: u64 },
@@ -65,7 +70,7 @@ impl Spool {
                 _ => fs::remove_file(path)?,
             }
         }
-        Ok(Spool { dir: dir.to_owned() })
+        Ok(Spool { dir: dir.to_owned(), image_percent: PERCENT })
     }
 
     /// Where this snapshot is kept.
@@ -104,7 +109,7 @@ pub(super) struct Arriving {
     incoming: Incoming,
     file: File,
     path: PathBuf,
-    _spool: OwnedMutexGuard<Spool>,
+    spool: OwnedMutexGuard<Spool>,
 }
 
 impl Arriving {
@@ -118,11 +123,11 @@ impl Arriving {
         spool.clear_others(id).map_err(fail)?;
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
-        let mut arriving = Arriving { incoming: Incoming::new(id), file, path: path.clone(), _spool: spool };
+        let mut arriving = Arriving { incoming: Incoming::new(id), file, path: path.clone(), spool };
         let end = arriving.scan().map_err(fail)?;
         arriving.file.set_len(end).map_err(fail)?;
         arriving.file.seek(SeekFrom::Start(end)).map_err(fail)?;
-        match arriving.check_room(id.total) {
+        match arriving.check_begin() {
             Ok(()) => Ok(arriving),
             Err(error) => {
                 arriving.remove();
@@ -150,17 +155,30 @@ impl Arriving {
         Ok(end)
     }
 
-    /// A full disk would stop the raft log: better not to begin.
-    fn check_room(&self, total: u64) -> Result<(), SpoolError> {
-        let fail = |source: nix::Error| SpoolError::Io { path: self.path.clone(), source: source.into() };
-        let stats = nix::sys::statvfs::fstatvfs(&self.file).map_err(fail)?;
-        let free = stats.blocks_available().saturating_mul(stats.fragment_size());
-        let needed = total.saturating_mul(2).saturating_sub(self.incoming.have());
+    /// A full disk would stop the raft log: better not to begin. The file is gone before the image is written.
+    fn check_begin(&self) -> Result<(), SpoolError> {
+        let total = self.incoming.id().total;
+        let image = (total / 100).saturating_mul(self.spool.image_percent);
+        self.check_room(total.max(image).saturating_sub(self.incoming.have()))
+    }
+
+    /// The log has filled the disk meanwhile, or the values are smaller than was thought: an install would have to wait,
+    /// and this member with it.
+    fn check_install(&mut self, machine: &Machine) -> Result<(), SpoolError> {
+        let total = self.incoming.id().total;
+        let image = image_bytes(total, machine.tree.len() as u64);
+        self.check_room(image).inspect_err(|_| {
+            self.spool.image_percent = image.saturating_mul(100).div_ceil(total.max(1)).max(PERCENT);
+        })
+    }
+
+    fn check_room(&self, bytes: u64) -> Result<(), SpoolError> {
+        let Some(free) = free_bytes(&self.spool.dir) else { return Ok(()) };
+        let needed = bytes.saturating_add(LOW);
         if free >= needed {
             return Ok(());
         }
-        let dir = self.path.parent().unwrap_or(&self.path).to_owned();
-        Err(SpoolError::NoRoom { dir, free, total, needed })
+        Err(SpoolError::NoRoom { dir: self.spool.dir.clone(), free, total: self.incoming.id().total, needed })
     }
 
     /// Takes the body of a chunk.
@@ -187,11 +205,13 @@ impl Arriving {
     /// The state that has arrived, once all is there. The file is gone afterwards.
     ///
     /// # Errors
-    /// [`SpoolError`] if what came holds no state, or not the one that was offered.
-    pub(super) fn finish(self) -> Result<Machine, SpoolError> {
+    /// [`SpoolError`] if what came holds no state, or not the one that was offered, or if there is no room for its image.
+    pub(super) fn finish(mut self) -> Result<Machine, SpoolError> {
         let read = self.read();
         self.remove();
-        read
+        let machine = read?;
+        self.check_install(&machine)?;
+        Ok(machine)
     }
 
     fn read(&self) -> Result<Machine, SpoolError> {
