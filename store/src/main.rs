@@ -1,11 +1,15 @@
 //! The program `store`: flags to configuration, configuration to a running member, its end to an exit code.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use store::config::{self, Asked, Config, LogFormat};
 use store::server::run::{Ended, run};
+use tokio::runtime::{Builder, Runtime};
+
+/// One that is busy with a large message leaves another for what is small.
+const OWN_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,15 +29,16 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "store: --log-level: {error}");
         return ExitCode::FAILURE;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    let (own, clients) = match runtimes() {
+        Ok(runtimes) => runtimes,
         Err(error) => {
-            tracing::error!(%error, "cannot start the runtime");
+            tracing::error!(%error, "cannot start the threads that serve");
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(run(config));
-    runtime.shutdown_background();
+    let ended = own.block_on(run(config, clients.handle().clone()));
+    clients.shutdown_background();
+    own.shutdown_background();
     match ended {
         // As etcd: the shell's code for a signal, but success for a service manager's clean stop.
         Ok(Ended::Signal(number)) if std::process::id() != 1 && std::os::unix::process::parent_id() != 1 => {
@@ -45,6 +50,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// One for the other members and this one's own affairs, and one for clients with a thread for each processor: whatever
+/// these are busy with, a heartbeat is read in time.
+fn runtimes() -> io::Result<(Runtime, Runtime)> {
+    let own =
+        Builder::new_multi_thread().worker_threads(OWN_THREADS).thread_name("peers").enable_all().build()?;
+    Ok((own, Builder::new_multi_thread().thread_name("clients").enable_all().build()?))
 }
 
 /// A closed pipe is quiet.

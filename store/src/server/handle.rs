@@ -20,9 +20,10 @@ use crate::node::Leadership;
 use crate::replica::Proposal;
 use crate::snapshot::Snapshot;
 use crate::state::Identity;
-use crate::tree::{Event, Hub, NodeView, TreeError};
+use crate::tree::{Event, FrozenNode, Hub, TreeError};
 use crate::wire::command::{Command, Envelope, RequestId};
 use crate::wire::v2::{ApiError, TOO_MANY_REQUESTS};
+use crate::wire::v2_request::Get;
 
 /// State that the threads and the API share.
 pub struct Shared {
@@ -226,13 +227,13 @@ impl Handle {
         })
     }
 
-    /// Looks at a node; with the tree's index.
+    /// The tree's index, and a node as it is now. Holds the lock only for as long as it takes to find it.
     ///
     /// # Errors
     /// The tree's.
-    pub fn get(&self, path: &str, recursive: bool) -> (u64, Result<NodeView, TreeError>) {
+    pub fn look(&self, get: &Get) -> Result<(u64, FrozenNode), TreeError> {
         let machine = self.shared.machine.read();
-        (machine.tree.index(), machine.tree.get(path, recursive))
+        Ok((machine.tree.index(), machine.tree.look(&get.path, get.recursive)?))
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use super::handle::{Handle, now, now_ns};
 use super::http::{Answer, json_type};
 use super::limits::{MAX_FORM_BYTES, form_time};
-use super::served::{fitted, sharing};
+use super::looks;
+use super::served::fitted;
 use super::shares::{ClientRoom, Share};
 use super::stats::Kind;
 use super::watching::Watch;
@@ -88,47 +89,14 @@ async fn try_answer(
     }
 }
 
-/// Looks at a node. What is large waits until there is room for the answer, and is then looked at again: until then
-/// it is not held.
+/// Looks at a node.
 async fn look(handle: &Handle, from: SocketAddr, get: &Get) -> Result<Response<Answer>, ApiError> {
-    let (by, room) = (now() + handle.timeout(), handle.limits().answers(from));
-    let mut share = Share::default();
-    let (index, body) = loop {
-        let needed = match try_look(handle, &room, get, share) {
-            Ok(Ok(looked)) => break looked,
-            Ok(Err(needed)) => needed,
-            Err(error) => {
-                handle.shared().stats.count(Kind::Gets, false);
-                return Err(error);
-            }
-        };
-        let left = by.saturating_duration_since(now());
-        share = timeout(left, room.share(needed)).await.map_err(|_| {
-            let what = format_args!("no room for an answer of {needed} bytes beside the others");
-            ApiError::busy_with("no room for an answer", what)
-        })?;
-    };
-    handle.shared().stats.count(Kind::Gets, true);
+    let looked = looks::look(handle, &handle.limits().answers(from), get).await;
+    handle.shared().stats.count(Kind::Gets, looked.is_ok());
+    let (index, body) = looked?;
     let mut response = json_response(handle, StatusCode::OK, index, Answer::full(body));
     add_raft_headers(handle, response.headers_mut());
     Ok(response)
-}
-
-/// The tree's index and the body, if `share` can be made large enough for it; else the bytes it needs.
-fn try_look(
-    handle: &Handle,
-    room: &ClientRoom,
-    get: &Get,
-    mut share: Share,
-) -> Result<Result<(u64, Bytes), usize>, ApiError> {
-    let (index, node) = handle.get(&get.path, get.recursive);
-    let node = node?;
-    let estimate = v2::get_size(&node);
-    if !room.grow(&mut share, estimate) {
-        return Ok(Err(estimate));
-    }
-    let body = v2::get_body(&node, now_ns());
-    Ok(if room.grow(&mut share, body.len()) { Ok((index, sharing(body, share))) } else { Err(body.len()) })
 }
 
 /// The answer to a request that failed; where it met a limit, the log is told.

@@ -15,6 +15,7 @@ use super::backlog::Untaken;
 use super::crowd::{Crowd, MAX_LEAVING};
 use super::handle::now;
 use super::http::MAX_TURNED_AWAY;
+use super::looks::Turns;
 use super::peers::{Complaints, Say};
 use super::shares::{ClientRoom, Room};
 use crate::log::engine::Sizes;
@@ -51,6 +52,10 @@ const FORMS: [(usize, usize); 1] = [(MAX_FORM_BYTES, 256 << 20)];
 /// The same of answers and events until they are sent, of middle size and large: a list of a thousand keys does not
 /// wait for somebody who fetches everything.
 const ANSWERS: [(usize, usize); 2] = [(1 << 20, 64 << 20), (48 << 20, 192 << 20)];
+/// An answer to GET up to this size is made by who serves the client, which takes less than a millisecond.
+pub(super) const AT_ONCE_BYTES: usize = 64 << 10;
+/// The answers to GET above that which are made at one time: up to some size, and larger.
+pub(super) const LOOKS: [(usize, usize); 2] = [(ANSWERS[0].0, 2), (usize::MAX, 1)];
 /// A large answer is handed over in pieces of that many bytes.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
 
@@ -110,6 +115,8 @@ pub struct Limits {
     forms: Arc<Room>,
     /// Answers that leave.
     answers: Arc<Room>,
+    /// Whose large answer is made.
+    pub(super) turns: Turns,
     complaints: Mutex<Complaints<IpAddr>>,
 }
 
@@ -150,6 +157,7 @@ impl Limits {
             untaken: Arc::new(Untaken::new(MAX_UNTAKEN_BYTES)),
             forms: Room::new(&FORMS),
             answers: Room::new(&ANSWERS),
+            turns: Turns::new(&LOOKS),
             complaints: Mutex::new(Complaints::new()),
         }
     }

@@ -15,6 +15,7 @@
 //! | `limits`, `pulse`, `crowd` | bounds on what clients hold; how long they may take; who makes room (pure) |
 //! | `shares` | memory for large forms and answers, divided by size and address |
 //! | `backlog` | events that watchers have still to take (pure) |
+//! | `looks` | answers to GET, the large ones away from those who serve |
 //! | `conn`, `served` | one client connection; an answer until it is sent |
 //! | [`driver`] | the raft thread: one loop around [`crate::node::Core`] |
 //! | [`apply`] | the apply thread: committed entries to the machine, answers to those who wait |
@@ -36,6 +37,7 @@ pub mod http;
 pub mod image;
 pub mod keys;
 mod limits;
+mod looks;
 pub mod peers;
 mod pulse;
 pub mod run;

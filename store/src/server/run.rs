@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -48,11 +49,12 @@ pub enum Ended {
     Signal(i32),
 }
 
-/// Runs the store until a signal or an error ends it.
+/// Runs the store until a signal or an error ends it. Clients are served on the runtime `clients`, everything else on
+/// this one: however busy clients keep the member, it hears the others in time.
 ///
 /// # Errors
 /// What makes it impossible to start or to go on, with the flag, file or peer at fault.
-pub async fn run(config: Config) -> anyhow::Result<Ended> {
+pub async fn run(config: Config, clients: runtime::Handle) -> anyhow::Result<Ended> {
     for note in &config.notes {
         match note {
             Note::Info(text) => tracing::info!("{text}"),
@@ -62,8 +64,9 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let client_tls = tls::server_config(&config.client_tls, false, &[b"h2", b"http/1.1"])?;
     let peer_server_tls = tls::server_config(&config.peer_tls, true, &[])?;
     let peer_client_tls = tls::client_config(&config.peer_tls)?;
-    let peer_listeners = bind(&config.listen_peer, "listen-peer-urls").await?;
-    let client_listeners = bind(&config.listen_client, "listen-client-urls").await?;
+    let peer_listeners = bind(config.listen_peer.clone(), "listen-peer-urls").await?;
+    // A socket belongs to the runtime on which it is opened.
+    let client_listeners = clients.spawn(bind(config.listen_client.clone(), "listen-client-urls")).await??;
     let mut signals = Signals::new()?;
     let Opened { identity, machine, mut log, state, fresh, space, _lock } = disk::open(&config)?;
     let members: Vec<Member> = machine.membership.members().cloned().collect();
@@ -103,14 +106,15 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
         // From here on this member promises; what it promises is in its log, which is no longer empty.
         log.reset(start, None)?;
     }
-    let peers = Peers::start(links, dialler, inputs.clone(), runtime());
+    let peers = Peers::start(links, dialler, inputs.clone(), runtime::Handle::current());
     let disk = Disk { log, state, identity, space };
     let (threads, mut failures) =
         start_threads(&config, disk, &shared, peers, (inputs.clone(), input_queue))?;
     let handle = Handle::new(Arc::clone(&shared), inputs.clone(), limits, rand::random(), config.election);
     let (stop_serving, stop) = watch::channel(false);
+    let serve = move |listener, tls, api| drop(clients.spawn(http::serve(listener, tls, api, stop.clone())));
     let serving =
-        serve_when_published(&config, handle.clone(), peer_stats, client_listeners, client_tls, stop);
+        serve_when_published(&config, handle.clone(), peer_stats, client_listeners, client_tls, serve);
     let ended = until_signal(serving, &mut failures, &mut signals).await?;
 
     tracing::info!("received a signal to stop, shutting down");
@@ -138,10 +142,6 @@ type Failures = mpsc::UnboundedReceiver<(&'static str, anyhow::Error)>;
 
 /// Time for the threads to end after the last client.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-
-fn runtime() -> tokio::runtime::Handle {
-    tokio::runtime::Handle::current()
-}
 
 fn links(others: &[&Member], stats: &PeerTable) -> anyhow::Result<Vec<PeerLink>> {
     let link = |member: &&Member| {
@@ -291,7 +291,7 @@ fn spawn(
         .with_context(|| format!("cannot start the {name} thread"))
 }
 
-async fn bind(urls: &[Url], flag: &str) -> anyhow::Result<Vec<(TcpListener, Url)>> {
+async fn bind(urls: Vec<Url>, flag: &'static str) -> anyhow::Result<Vec<(TcpListener, Url)>> {
     let mut listeners = Vec::new();
     for url in urls {
         let addr = url
@@ -305,19 +305,19 @@ async fn bind(urls: &[Url], flag: &str) -> anyhow::Result<Vec<(TcpListener, Url)
             };
             anyhow::anyhow!("--{flag}: cannot listen on {url}: {error}; {hint}")
         })?;
-        listeners.push((listener, url.clone()));
+        listeners.push((listener, url));
     }
     Ok(listeners)
 }
 
-/// Publishes this member, as etcd does at every start, and then serves clients.
+/// Publishes this member, as etcd does at every start, and then serves clients: each listener by `serve`.
 async fn serve_when_published(
     config: &Config,
     handle: Handle,
     peers: Arc<BTreeMap<u64, Arc<PeerStats>>>,
     listeners: Vec<(TcpListener, Url)>,
     tls: Option<Arc<rustls::ServerConfig>>,
-    stop: watch::Receiver<bool>,
+    serve: impl Fn(TcpListener, Option<Arc<rustls::ServerConfig>>, Arc<Api>),
 ) -> anyhow::Result<()> {
     let client_urls: Vec<String> = config.advertise_client.iter().map(|url| url.text().to_owned()).collect();
     let member = handle.shared().member_id;
@@ -339,7 +339,7 @@ async fn serve_when_published(
             tracing::warn!(%url, "serving insecure client requests, this is strongly discouraged!");
         }
         let tls = if is_https(&url) { tls.clone() } else { None };
-        tokio::spawn(http::serve(listener, tls, Arc::clone(&api), stop.clone()));
+        serve(listener, tls, Arc::clone(&api));
     }
     tracing::info!("ready to serve client requests");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

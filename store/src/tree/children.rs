@@ -46,6 +46,11 @@ impl Children {
         self.chunks.is_empty()
     }
 
+    /// How many there are. Counts chunks, of which there are few.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.nodes.len()).sum()
+    }
+
     /// The child of this name.
     pub fn get(&self, name: &str) -> Option<&Node> {
         self.chunks.get(self.chunk_of(name))?.nodes.get(name)

@@ -1,10 +1,11 @@
-//! The tree standing still, for a snapshot that is written while the tree goes on.
+//! The tree standing still, for a snapshot that is written while the tree goes on, and a part of it for an answer.
 
 use std::sync::Arc;
 
+use super::children::Children;
 use super::event::Event;
 use super::node::Node;
-use super::{Tree, path};
+use super::{Tree, TreeError, path};
 
 /// A tree as it was. It shares with the tree what has not changed since.
 #[derive(Debug)]
@@ -79,6 +80,83 @@ impl FrozenTree {
     /// The first that `show` returns.
     pub fn for_each<E>(&self, show: &mut impl FnMut(&str, StoredRef<'_>) -> Result<(), E>) -> Result<(), E> {
         walk(&self.root, "/", show)
+    }
+}
+
+/// A node as it was, and with it what is below it. It shares with the tree what has not changed since.
+#[derive(Debug, Clone)]
+pub struct FrozenNode {
+    path: String,
+    node: Node,
+    depth: Depth,
+}
+
+/// How much of a directory is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// The node alone.
+    Node,
+    /// The node and its visible children, those without theirs.
+    Children,
+    /// The whole visible subtree.
+    All,
+}
+
+/// A node of a [`FrozenNode`], on loan, with the children that are to be shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// The node itself.
+    pub node: &'a Node,
+    depth: Depth,
+}
+
+impl Tree {
+    /// Looks at `path`. A directory shows its visible children, with `recursive` the whole visible subtree. Costs as
+    /// much as finding the node, whatever is below it.
+    ///
+    /// # Errors
+    /// [`Code::KeyNotFound`](super::Code::KeyNotFound) with the deepest missing path,
+    /// [`Code::NotADirectory`](super::Code::NotADirectory) with the file on the way.
+    pub fn look(&self, path: &str, recursive: bool) -> Result<FrozenNode, TreeError> {
+        let path = path::clean(path);
+        let node = self.find(&path)?.clone();
+        Ok(FrozenNode { path, node, depth: if recursive { Depth::All } else { Depth::Children } })
+    }
+}
+
+impl FrozenNode {
+    /// Its clean path.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The node that was looked at.
+    pub fn shown(&self) -> Shown<'_> {
+        Shown { node: &self.node, depth: self.depth }
+    }
+}
+
+impl<'a> Shown<'a> {
+    /// The children that are to be shown, in order of their names: none that are hidden.
+    pub fn children(self) -> impl Iterator<Item = (&'a str, Shown<'a>)> {
+        self.below().into_iter().flat_map(|(depth, children)| {
+            let shown = children.iter().filter(|(name, _)| !path::is_hidden_name(name));
+            shown.map(move |(name, node)| (name, Shown { node, depth }))
+        })
+    }
+
+    /// How many children [`Shown::children`] goes through, with those that it leaves out.
+    pub fn entries(self) -> usize {
+        self.below().map_or(0, |(_, children)| children.len())
+    }
+
+    fn below(self) -> Option<(Depth, &'a Children)> {
+        let depth = match self.depth {
+            Depth::Node => return None,
+            Depth::Children => Depth::Node,
+            Depth::All => Depth::All,
+        };
+        Some((depth, self.node.children()?))
     }
 }
 

@@ -10,7 +10,7 @@
 //! | [`path`] | cleaning and splitting of key paths |
 //! | [`node`] | files and directories, and how they look from outside |
 //! | [`children`] | the children of a directory, cheap to copy for a snapshot |
-//! | [`frozen`] | the tree standing still, for a snapshot |
+//! | [`frozen`] | the tree standing still, for a snapshot; a part of it, for a look |
 //! | [`event`] | what happened to a node, and the history of the last events |
 //! | [`hash`] | a hash of all nodes, kept up with each change |
 //! | [`ops`] | the operations: set, create, update, compare-and-swap, delete, expire |
@@ -30,6 +30,7 @@ pub mod watch;
 use std::collections::{BTreeSet, HashSet};
 
 pub use event::{Action, Event, History};
+pub use frozen::{FrozenNode, Shown};
 pub use hash::Digest;
 pub use node::{Node, NodeView};
 pub use ops::{Op, Outcome};
@@ -178,17 +179,6 @@ impl Tree {
     /// Whether any key has an expiry time.
     pub fn has_expiries(&self) -> bool {
         !self.expiries.is_empty()
-    }
-
-    /// Looks at `path`. A directory lists its visible children, with `recursive` the whole visible subtree;
-    /// children come in order of their names.
-    ///
-    /// # Errors
-    /// [`Code::KeyNotFound`] with the deepest missing path, [`Code::NotADirectory`] with the file on the way.
-    pub fn get(&self, path: &str, recursive: bool) -> Result<NodeView, TreeError> {
-        let path = path::clean(path);
-        let node = self.find(&path)?;
-        Ok(node.view(&path, if recursive { node::Depth::All } else { node::Depth::Children }))
     }
 
     fn error(&self, code: Code, cause: impl Into<String>) -> TreeError {

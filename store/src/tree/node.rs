@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::children::Children;
-use super::path;
 
 /// A file or a directory of the tree. A clone shares the value or the children with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,17 +24,6 @@ pub enum Kind {
     File(Arc<str>),
     /// Children by name.
     Dir(Children),
-}
-
-/// How much of a directory to show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// The node alone.
-    Node,
-    /// The node and its visible children, those without theirs.
-    Children,
-    /// The whole visible subtree.
-    All,
 }
 
 /// A node as clients see it, by its full path.
@@ -104,27 +92,14 @@ impl Node {
         }
     }
 
-    /// The node at `at` as clients see it. Hidden children are left out.
-    pub fn view(&self, at: &str, depth: Depth) -> NodeView {
-        let below = match depth {
-            Depth::Node => None,
-            Depth::Children => Some(Depth::Node),
-            Depth::All => Some(Depth::All),
-        };
-        let nodes = match (self.children(), below) {
-            (Some(children), Some(below)) => children
-                .iter()
-                .filter(|(name, _)| !path::is_hidden_name(name))
-                .map(|(name, child)| child.view(&path::join(at, name), below))
-                .collect(),
-            _ => Vec::new(),
-        };
+    /// The node at `at` as clients see it in events: without its children.
+    pub fn view(&self, at: &str) -> NodeView {
         NodeView {
             path: at.to_owned(),
             value: self.value().map(str::to_owned),
             dir: self.is_dir(),
             expires_ns: self.expires_ns,
-            nodes,
+            nodes: Vec::new(),
             modified: self.modified,
             created: self.created,
         }

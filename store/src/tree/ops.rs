@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::event::{Action, Event};
-use super::node::{Depth, Kind, Node, NodeView};
+use super::node::{Kind, Node, NodeView};
 use super::{Code, Tree, TreeError, path};
 
 /// One operation, as it is replicated. Paths are full (`/1/...` for users' keys); expiry times are absolute,
@@ -135,7 +135,7 @@ impl Tree {
     pub fn expire(&mut self, now_ns: i64) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         while let Some((_, path)) = self.expiries.first().filter(|(at, _)| *at <= now_ns).cloned() {
-            match self.find(&path).map(|node| node.view(&path, Depth::Node)) {
+            match self.find(&path).map(|node| node.view(&path)) {
                 Ok(prev) => outcomes.push(self.remove(Action::Expire, prev)),
                 Err(_) => unreachable!("an expiry time is kept only for a node of the tree: {path}"),
             }
@@ -175,7 +175,7 @@ impl Tree {
         refresh: bool,
     ) -> Result<Outcome, TreeError> {
         self.check_writable(path)?;
-        let prev = self.find(path)?.view(path, Depth::Node);
+        let prev = self.find(path)?.view(path);
         if prev.dir && !value.is_empty() {
             return Err(self.error(Code::NotAFile, path));
         }
@@ -198,7 +198,7 @@ impl Tree {
                 return Err(self.error(Code::DirectoryNotEmpty, path));
             }
         }
-        let prev = node.view(path, Depth::Node);
+        let prev = node.view(path);
         Ok(self.remove(Action::Delete, prev))
     }
 
@@ -214,7 +214,7 @@ impl Tree {
         let value_differs = prev_value.filter(|&wanted| wanted != stored);
         let index_differs = prev_index.filter(|&wanted| wanted != node.modified);
         let cause = match (value_differs, index_differs) {
-            (None, None) => return Ok(node.view(path, Depth::Node)),
+            (None, None) => return Ok(node.view(path)),
             (Some(value), None) => format!("[{value} != {stored}]"),
             (None, Some(index)) => format!("[{index} != {}]", node.modified),
             (Some(value), Some(index)) => format!("[{value} != {stored}] [{index} != {}]", node.modified),
@@ -238,7 +238,7 @@ impl Tree {
                 return Err(self.error(Code::AlreadyExists, path));
             }
             Ok(node) if node.is_dir() => return Err(self.error(Code::NotAFile, path)),
-            Ok(node) => Some(node.view(path, Depth::Node)),
+            Ok(node) => Some(node.view(path)),
             Err(error) if error.code == Code::KeyNotFound => None,
             Err(error) => return Err(error),
         };
@@ -247,7 +247,7 @@ impl Tree {
         }
         let next = self.index + 1;
         let node = if dir { Node::dir(next, expires_ns) } else { Node::file(next, value, expires_ns) };
-        let view = node.view(path, Depth::Node);
+        let view = node.view(path);
         self.sum.add(path, &node);
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));

@@ -33,6 +33,16 @@ fn swap(path: &str, prev_value: Option<&str>, prev_index: Option<u64>) -> Op {
     }
 }
 
+/// What a look shows.
+fn look(tree: &Tree, path: &str, recursive: bool) -> NodeView {
+    fn view(at: &str, shown: Shown<'_>) -> NodeView {
+        let nodes = shown.children().map(|(name, child)| view(&path::join(at, name), child)).collect();
+        NodeView { nodes, ..shown.node.view(at) }
+    }
+    let node = tree.look(path, recursive).unwrap();
+    view(node.path(), node.shown())
+}
+
 fn failure(tree: &mut Tree, op: &Op) -> (u32, String) {
     let before = (tree.index(), tree.stored_nodes());
     let error = tree.apply(op).unwrap_err();
@@ -46,7 +56,7 @@ fn parents_are_made_with_the_same_index_and_without_events() {
     let mut tree = Tree::new();
     let event = tree.apply(&set("/1/a/b/c", "1")).unwrap().event;
     assert_eq!((event.index(), tree.index()), (1, 1));
-    let parent = tree.get("/1/a/b", false).unwrap();
+    let parent = look(&tree, "/1/a/b", false);
     assert!(parent.dir && parent.created == 1 && parent.modified == 1);
     assert_eq!(tree.history().iter().count(), 1);
 }
@@ -116,8 +126,8 @@ fn refusals_have_etcds_code_and_cause() {
         let (code, cause) = failure(&mut tree, &op);
         assert_eq!((code, cause.as_str()), want, "{op:?}");
     }
-    assert_eq!(tree.get("/1/d/y/z", false).unwrap_err().cause, "/1/d/y");
-    assert_eq!(tree.get("/1/f/y", false).unwrap_err().code, Code::NotADirectory);
+    assert_eq!(tree.look("/1/d/y/z", false).unwrap_err().cause, "/1/d/y");
+    assert_eq!(tree.look("/1/f/y", false).unwrap_err().code, Code::NotADirectory);
 }
 
 #[test]
@@ -141,7 +151,7 @@ fn updating_a_directory_shows_an_index_that_it_does_not_keep() {
     let update =
         Op::Update { path: "/1/d".into(), value: String::new(), expires_ns: Some(9), refresh: false };
     assert_eq!(tree.apply(&update).unwrap().event.node.modified, 2);
-    assert_eq!(tree.get("/1/d", false).unwrap().modified, 1);
+    assert_eq!(look(&tree, "/1/d", false).modified, 1);
     assert!(tree.has_expiries());
 }
 
@@ -172,9 +182,29 @@ fn hidden_names_are_left_out_of_listings_but_not_of_themselves() {
     let mut tree = Tree::new();
     tree.apply(&set("/1/_h/x", "1")).unwrap();
     tree.apply(&set("/1/d/_y", "1")).unwrap();
-    assert_eq!(tree.get("/1", true).unwrap().nodes.len(), 1);
-    assert!(tree.get("/1", true).unwrap().nodes[0].nodes.is_empty());
-    assert_eq!(tree.get("/1/_h", false).unwrap().nodes.len(), 1);
+    assert_eq!(look(&tree, "/1", true).nodes.len(), 1);
+    assert!(look(&tree, "/1", true).nodes[0].nodes.is_empty());
+    assert_eq!(look(&tree, "/1/_h", false).nodes.len(), 1);
+    assert_eq!(tree.look("/1", true).unwrap().shown().entries(), 2, "the hidden one too");
+}
+
+#[test]
+fn a_look_stands_still_while_the_tree_goes_on() {
+    let mut tree = Tree::new();
+    tree.apply(&set("/1/d/a", "1")).unwrap();
+    let before = tree.look("/1/d", true).unwrap();
+    tree.apply(&set("/1/d/a", "2")).unwrap();
+    tree.apply(&set("/1/d/b", "3")).unwrap();
+    let values = |node: &FrozenNode| -> Vec<String> {
+        node.shown()
+            .children()
+            .map(|(name, child)| format!("{name}={}", child.node.value().unwrap()))
+            .collect()
+    };
+    assert_eq!(values(&before), ["a=1"]);
+    assert_eq!(values(&tree.look("/1/d", true).unwrap()), ["a=2", "b=3"]);
+    tree.apply(&delete("/1/d", true, true)).unwrap();
+    assert_eq!(values(&before), ["a=1"]);
 }
 
 /// Remembers the indexes it was given, up to a limit.
@@ -398,7 +428,7 @@ fn keys_have_a_bound_on_their_depth_and_the_deepest_is_harmless() {
     let walk = move || {
         tree.apply(&set(&deep(path::MAX_NAMES), "v")).unwrap();
         assert_eq!(tree.stored_nodes().len(), path::MAX_NAMES + 1);
-        let mut view = tree.get("/1", true).unwrap();
+        let mut view = look(&tree, "/1", true);
         while let Some(child) = view.nodes.pop() {
             view = child;
         }

@@ -6,4 +6,5 @@ pub mod peer;
 pub mod raft_message;
 pub mod transfer;
 pub mod v2;
+pub mod v2_body;
 pub mod v2_request;

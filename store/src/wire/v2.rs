@@ -1,13 +1,10 @@
-//! The answers of the v2 API: events and errors as JSON, with the times that only the answering member knows.
-//!
-//! Field order, omissions and escapes are etcd's (v2 API, sections 4 and 5).
+//! The answers of the v2 API: what goes wrong as etcd says it (v2 API, section 5); the rest is in [`super::v2_body`].
 
 use std::fmt::Write as _;
 
-use time::OffsetDateTime;
-
 use super::json;
-use crate::tree::{Code, Event, NodeView, TreeError};
+pub use super::v2_body::{action_body, event_body, event_size, get_body, get_size, get_size_within, rfc3339};
+use crate::tree::{Code, TreeError};
 
 /// Where users' keys live in the tree; not part of what they see.
 pub const KEYS_ROOT: &str = "/1";
@@ -20,116 +17,6 @@ pub fn full_path(key: &str) -> String {
 /// A path as users see it; empty for their root.
 pub fn user_path(path: &str) -> &str {
     path.strip_prefix(KEYS_ROOT).unwrap_or(path)
-}
-
-/// The body of an answer with an event. `now_ns` is this member's clock, for the remaining seconds.
-pub fn event_body(event: &Event, now_ns: i64) -> String {
-    let mut out = String::with_capacity(256);
-    let _ = write!(out, "{{\"action\":\"{}\",\"node\":", event.action.as_str());
-    write_node(&mut out, &event.node, now_ns);
-    if let Some(prev) = &event.prev {
-        out.push_str(",\"prevNode\":");
-        write_node(&mut out, prev, now_ns);
-    }
-    out.push_str("}\n");
-    out
-}
-
-/// The body of an answer to `noValueOnSuccess`.
-pub fn action_body(event: &Event) -> String {
-    format!("{{\"action\":\"{}\"}}\n", event.action.as_str())
-}
-
-/// The body of the answer to a look at a node.
-pub fn get_body(node: &NodeView, now_ns: i64) -> String {
-    let mut out = String::with_capacity(256);
-    out.push_str("{\"action\":\"get\",\"node\":");
-    write_node(&mut out, node, now_ns);
-    out.push_str("}\n");
-    out
-}
-
-/// What a node takes beside its strings and children: names of fields, numbers, a time.
-const NODE_BYTES: usize = 200;
-
-/// About how many bytes [`get_body`] makes of a node: as many, unless much in it has to be escaped, which takes up to
-/// six times as much. Does not look into the values.
-pub fn get_size(node: &NodeView) -> usize {
-    let value = node.value.as_deref().map_or(0, str::len);
-    let nodes: usize = node.nodes.iter().map(get_size).sum();
-    NODE_BYTES + node.path.len() + value + nodes
-}
-
-/// The same for [`event_body`].
-pub fn event_size(event: &Event) -> usize {
-    get_size(&event.node) + event.prev.as_ref().map_or(0, get_size)
-}
-
-fn write_node(out: &mut String, node: &NodeView, now_ns: i64) {
-    out.push('{');
-    let start = out.len();
-    let key = user_path(&node.path);
-    if !key.is_empty() {
-        out.push_str("\"key\":");
-        json::write_string(out, key);
-    }
-    let comma = |out: &mut String| {
-        if out.len() > start {
-            out.push(',');
-        }
-    };
-    if let Some(value) = &node.value {
-        comma(out);
-        out.push_str("\"value\":");
-        json::write_string(out, value);
-    }
-    if node.dir {
-        comma(out);
-        out.push_str("\"dir\":true");
-    }
-    if let Some(expires_ns) = node.expires_ns {
-        comma(out);
-        let _ = write!(out, "\"expiration\":\"{}\"", rfc3339(expires_ns));
-        let ttl = ttl_s(expires_ns, now_ns);
-        if ttl != 0 {
-            let _ = write!(out, ",\"ttl\":{ttl}");
-        }
-    }
-    if !node.nodes.is_empty() {
-        comma(out);
-        out.push_str("\"nodes\":[");
-        for (at, child) in node.nodes.iter().enumerate() {
-            if at > 0 {
-                out.push(',');
-            }
-            write_node(out, child, now_ns);
-        }
-        out.push(']');
-    }
-    if node.modified != 0 {
-        comma(out);
-        let _ = write!(out, "\"modifiedIndex\":{}", node.modified);
-    }
-    if node.created != 0 {
-        comma(out);
-        let _ = write!(out, "\"createdIndex\":{}", node.created);
-    }
-    out.push('}');
-}
-
-/// Remaining seconds, rounded up; negative once the time is over.
-pub fn ttl_s(expires_ns: i64, now_ns: i64) -> i64 {
-    const SECOND: i64 = 1_000_000_000;
-    let left = expires_ns.saturating_sub(now_ns);
-    left.div_euclid(SECOND) + i64::from(left.rem_euclid(SECOND) != 0)
-}
-
-/// A time as Go's RFC 3339 with nanoseconds, trailing zeros dropped, in UTC.
-pub fn rfc3339(ns: i64) -> String {
-    let time =
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    time.format(&time::format_description::well_known::Rfc3339)
-        .unwrap_or_else(|_| "1970-01-01T00:00:00Z".to_owned())
 }
 
 /// An error of the v2 keys API.
@@ -252,33 +139,6 @@ impl From<TreeError> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::Action;
-
-    fn view(path: &str, value: Option<&str>) -> NodeView {
-        NodeView {
-            path: path.into(),
-            value: value.map(Into::into),
-            dir: false,
-            expires_ns: None,
-            nodes: vec![],
-            modified: 4,
-            created: 4,
-        }
-    }
-
-    #[test]
-    fn the_size_of_a_body_is_about_known_before_it_is_made() {
-        let mut dir = view("/1/d", None);
-        dir.dir = true;
-        let mut mortal = view("/1/d/f", Some("plain text"));
-        (mortal.expires_ns, mortal.modified, mortal.created) = (Some(i64::MAX), u64::MAX, u64::MAX);
-        dir.nodes = vec![mortal.clone(); 100];
-        let made = get_body(&dir, i64::MIN).len();
-        let known = get_size(&dir);
-        assert!((made..made + 101 * NODE_BYTES).contains(&known), "{known} for {made}");
-        let event = Event { action: Action::CompareAndDelete, node: mortal, prev: Some(dir), refresh: false };
-        assert!(event_size(&event) >= event_body(&event, i64::MIN).len());
-    }
 
     #[test]
     fn a_limit_is_told_apart_and_has_etcds_words() {
@@ -297,23 +157,6 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_etcds() {
-        let event = Event { action: Action::Set, node: view("/1/a", Some("1")), prev: None, refresh: false };
-        assert_eq!(
-            event_body(&event, 0),
-            "{\"action\":\"set\",\"node\":{\"key\":\"/a\",\"value\":\"1\",\"modifiedIndex\":4,\"createdIndex\":4}}\n"
-        );
-        let root = NodeView { dir: true, modified: 0, created: 0, ..view("/1", None) };
-        assert_eq!(get_body(&root, 0), "{\"action\":\"get\",\"node\":{\"dir\":true}}\n");
-        let due = NodeView { expires_ns: Some(1_795_404_883_166_305_600), ..view("/1/a", Some("")) };
-        assert_eq!(
-            get_body(&due, 1_795_404_783_166_305_601),
-            "{\"action\":\"get\",\"node\":{\"key\":\"/a\",\"value\":\"\",\"expiration\":\"2026-11-23T03:34:43.1663056Z\",\
-             \"ttl\":100,\"modifiedIndex\":4,\"createdIndex\":4}}\n"
-        );
-    }
-
-    #[test]
     fn errors_carry_cause_and_index() {
         let error = ApiError { index: 5, ..ApiError::new(100, "/nokey") };
         assert_eq!(
@@ -324,15 +167,6 @@ mod tests {
             ApiError::new(102, "").body(),
             "{\"errorCode\":102,\"message\":\"Not a file\",\"index\":0}\n"
         );
-    }
-
-    #[test]
-    fn seconds_are_rounded_up_and_go_negative() {
-        for (left, want) in
-            [(0, 0), (1, 1), (1_000_000_000, 1), (1_000_000_001, 2), (-1, 0), (-1_500_000_000, -1)]
-        {
-            assert_eq!(ttl_s(left, 0), want, "{left} ns left");
-        }
     }
 
     #[test]

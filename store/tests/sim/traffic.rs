@@ -145,8 +145,8 @@ impl World {
             return Ok(());
         }
         let Some(running) = &host.running else { return Ok(()) };
-        let value = match running.body.machine.tree.get(key, false) {
-            Ok(node) => node.value.as_deref().map(clients::number).transpose()?,
+        let value = match running.body.machine.tree.look(key, false) {
+            Ok(node) => node.shown().node.value().map(clients::number).transpose()?,
             Err(error) if error.code == Code::KeyNotFound => None,
             Err(error) => return Err(format!("a read was answered {error}")),
         };
