@@ -15,6 +15,7 @@
 //! | [`volume`] | a file system that a test fills or freezes |
 //! | [`http`] | an HTTP client that sends exactly the bytes it is told |
 //! | [`raw`] | a connection that a test misuses |
+//! | [`relay`] | a TCP relay that stops half-way |
 //! | [`v2`] | the handful of v2 key calls that tests make |
 //! | [`keepalive`] | an HTTP connection for many requests, which tells a lost one from one never sent |
 //! | [`linear`], [`key_model`] | is a history linearizable? |
@@ -54,6 +55,7 @@ pub mod ns;
 pub mod process;
 pub mod programs;
 pub mod raw;
+pub mod relay;
 pub mod scene;
 pub mod stage;
 pub mod systemd;
