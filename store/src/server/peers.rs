@@ -29,6 +29,8 @@ mod split;
 mod spool;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod told;
 
 use std::time::Duration;
 

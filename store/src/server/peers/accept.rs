@@ -130,11 +130,14 @@ fn addresses(membership: &Membership, me: u64) -> BTreeMap<IpAddr, Vec<u64>> {
 
 /// Accepts peers on one listener for ever; inside TLS if `tls` is there.
 pub async fn accept(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, acceptor: Arc<Acceptor>) {
+    let mut complaints = Complaints::new();
     loop {
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a peer");
+                if let Some(Say { held_back }) = complaints.admit(now(), &(), &error.to_string()) {
+                    tracing::warn!(%error, held_back, "cannot accept a peer");
+                }
                 tokio::time::sleep(REDIAL).await;
                 continue;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use protobuf::Message as _;
@@ -30,6 +30,9 @@ use crate::wire::peer::{Kind, Purpose};
 const QUEUE: usize = 4096;
 /// And the bytes of the entries in them, unless it is only one message.
 const QUEUE_BYTES: usize = 64 << 20;
+/// A link that lasts so long is no part of what went wrong before. Longer than it takes to notice that the other side gives
+/// and takes nothing.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Pause before the raft thread's queue is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -169,8 +172,7 @@ async fn keep_linked(
     mut messages: mpsc::Receiver<Queued>,
     inputs: SyncSender<Input>,
 ) {
-    let peer = format!("{id:x}");
-    let mut complaints = Complaints::new();
+    let mut words = Words { peer: format!("{id:x}"), complaints: Complaints::new() };
     loop {
         let Some(dialled) =
             meanwhile_discarding(&mut messages, dial(id, &urls, &dialler, Purpose::Messages)).await
@@ -179,22 +181,56 @@ async fn keep_linked(
         };
         match dialled {
             Ok((stream, url)) => {
-                tracing::info!(%peer, %url, "linked to peer");
-                complaints.clear();
-                match forward(stream, &mut messages).await {
+                let told = words.linked(now(), &url);
+                let mut link = std::pin::pin!(forward(stream, &mut messages));
+                let ended = if let Ok(ended) = timeout(SETTLED, &mut link).await {
+                    ended
+                } else {
+                    words.settled(&url, told);
+                    link.await
+                };
+                match ended {
                     Ok(()) => return,
-                    Err(error) => tracing::warn!(%peer, %url, %error, "lost the link to peer"),
+                    Err(error) => words.say(now(), "lost the link to peer", &url, &error),
                 }
             }
-            Err((url, error)) => {
-                if let Some(Say { held_back }) = complaints.admit(now(), &id, &error.to_string()) {
-                    tracing::warn!(%peer, %url, %error, held_back, "cannot link to peer");
-                }
-            }
+            Err((url, error)) => words.say(now(), "cannot link to peer", &url, &error),
         }
         let _ = inputs.try_send(Input::Unreachable(id));
         if meanwhile_discarding(&mut messages, tokio::time::sleep(REDIAL)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// What the log is told of a link. A peer that takes the hello and then ends the connection would otherwise fill it.
+struct Words {
+    peer: String,
+    complaints: Complaints<&'static str>,
+}
+
+impl Words {
+    /// There is a link; `false` if that is not worth saying yet.
+    fn linked(&mut self, now: Instant, url: &Url) -> bool {
+        let said = self.complaints.admit(now, &"linked", "");
+        if let Some(Say { held_back }) = said {
+            tracing::info!(peer = self.peer, %url, held_back, "linked to peer");
+        }
+        said.is_some()
+    }
+
+    /// It lasts: whatever happens now is news. `told` is what [`Words::linked`] said.
+    fn settled(&mut self, url: &Url, told: bool) {
+        self.complaints.clear();
+        if !told {
+            tracing::info!(peer = self.peer, %url, "linked to peer");
+        }
+    }
+
+    /// There is none any more, or not yet.
+    fn say(&mut self, now: Instant, what: &'static str, url: &Url, error: &LinkError) {
+        if let Some(Say { held_back }) = self.complaints.admit(now, &what, &error.to_string()) {
+            tracing::warn!(peer = self.peer, %url, %error, held_back, "{what}");
         }
     }
 }
@@ -238,4 +274,31 @@ async fn write_message(stream: &mut (impl AsyncWrite + Unpin), mut queued: Queue
         write_frame(stream, Kind::Raft, &[&body]).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::server::peers::told::Told;
+
+    #[test]
+    fn a_link_that_lasts_is_told_and_makes_everything_news() {
+        let (told, start) = (Told::listen(), now());
+        let url = Url::parse("http://192.0.2.1:2380").unwrap();
+        let mut words = Words { peer: "7".to_owned(), complaints: Complaints::new() };
+        for second in 0..5 {
+            let at = start + Duration::from_secs(second);
+            assert_eq!(words.linked(at, &url), second == 0);
+            words.say(at, "lost the link to peer", &url, &LinkError::End);
+        }
+        assert_eq!((told.times("linked to peer"), told.times("lost the link")), (1, 1));
+        // The last that the log says must be how it is.
+        let last = words.linked(start + Duration::from_secs(5), &url);
+        words.settled(&url, last);
+        assert_eq!(told.times("linked to peer"), 2);
+        words.say(start + Duration::from_secs(20), "lost the link to peer", &url, &LinkError::End);
+        assert!(words.linked(start + Duration::from_secs(21), &url));
+        assert_eq!((told.times("linked to peer"), told.times("lost the link")), (3, 2));
+    }
 }

@@ -216,6 +216,54 @@ async fn messages_arrive_and_a_fresh_connection_brings_none() {
     assert_eq!(got.term, 8, "what came on the fresh connection is not heard");
 }
 
+#[tokio::test]
+async fn a_listener_that_cannot_accept_says_so_once() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let told = told::Told::listen();
+    let stage = stage(&["127.0.0.1:9"]).await;
+    // It does not listen, so that every accept fails.
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    let listener = TcpListener::from_std(std::net::TcpListener::from(fd)).unwrap();
+    let table = BTreeMap::from([(stage.ids[1], Arc::default())]);
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, _inputs) = sync_channel(1);
+    let spool = Spool::open(dir.path(), 0).unwrap();
+    let acceptor = Acceptor::new(Arc::clone(&stage.shared), Arc::new(table), sender, spool);
+    let accepting = accept(listener, None, Arc::new(acceptor));
+    assert!(timeout(4 * REDIAL, accepting).await.is_err());
+    assert_eq!(told.times("cannot accept a peer"), 1);
+}
+
+/// A member that takes the hello and then refuses what is sent.
+#[tokio::test]
+async fn a_link_that_is_lost_again_and_again_is_not_told_each_time() {
+    let told = told::Told::listen();
+    let stage = stage(&["127.0.0.1:9"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let (sender, _inputs) = sync_channel(1024);
+    let (from, to) = (stage.ids[0], stage.ids[1]);
+    let link = PeerLink { id: to, urls: vec![url], stats: Arc::default() };
+    let peers = Peers::start(vec![link], stage.dialler(0), sender, tokio::runtime::Handle::current());
+    for _ in 0..5 {
+        // What is sent makes it notice that the other side is gone.
+        let accepted = async {
+            loop {
+                peers.send(Message { from, to, ..Message::default() });
+                if let Ok(accepted) = timeout(Duration::from_millis(5), listener.accept()).await {
+                    return accepted.unwrap().0;
+                }
+            }
+        };
+        let mut link = timeout(SOON, accepted).await.unwrap();
+        link.read_exact(&mut [0; crate::wire::peer::HELLO_BYTES]).await.unwrap();
+        link.write_all(&Verdict::Welcome.encode()).await.unwrap();
+    }
+    assert_eq!(told.times("linked to peer"), 1);
+    // Twice if one end was noticed as a reset and another as a broken pipe.
+    assert!((1..=2).contains(&told.times("lost the link")), "{}", told.times("lost the link"));
+}
+
 /// While a peer is away nothing is kept for it, and what is sent after it is back arrives.
 #[tokio::test]
 async fn nothing_is_kept_for_a_peer_that_is_away() {
