@@ -142,11 +142,10 @@ pub async fn accept(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>
                 continue;
             }
         };
-        let Some(waiting) = Waiting::enter(&acceptor.door, from.ip()) else {
-            let why = "closed: too many connections from there have not said hello yet";
-            acceptor.complain(from, None, &LinkError::Refused(why));
-            continue;
-        };
+        let (waiting, leaving) = Waiting::enter(&acceptor.door, from.ip());
+        if let Some(leaving) = leaving {
+            leaving.has_left().await;
+        }
         tune(&tcp);
         let (tls, acceptor) = (tls.clone(), Arc::clone(&acceptor));
         tokio::spawn(async move {
@@ -167,7 +166,15 @@ async fn serve(
     waiting: Waiting,
     id: &mut Option<u64>,
 ) -> Result<(), LinkError> {
-    let greeted = timeout(DIAL_TIMEOUT, greet(tcp, from, tls, acceptor, id)).await;
+    let greeted = tokio::select! {
+        // Who has just said hello need not go.
+        biased;
+        greeted = timeout(DIAL_TIMEOUT, greet(tcp, from, tls, acceptor, id)) => greeted,
+        () = waiting.is_needed() => {
+            let why = "closed: too many connections have not said hello yet, and this is the oldest of them";
+            return Err(LinkError::Refused(why));
+        }
+    };
     drop(waiting);
     // A fresh member has only asked whether it may start.
     let Some(Greeted { stream, hello, slot: _slot }) =

@@ -134,32 +134,41 @@ async fn it_waits_for_members_that_are_not_there_yet() {
     assert!(alone.is_err(), "nobody has welcomed it");
 }
 
-#[tokio::test]
-async fn silent_connections_do_not_shut_a_member_out() {
-    let stage = stage(&["127.0.0.1:9", "192.0.2.3:1"]).await;
+/// So many connections from each of some loopback addresses.
+async fn silent(stage: &Stage, addresses: std::ops::RangeInclusive<u8>, each: usize) -> Vec<TcpStream> {
     let mut silent = Vec::new();
-    for last in 2..=40 {
-        // From other loopback addresses, where no member is.
-        for _ in 0..5 {
+    for last in addresses {
+        for _ in 0..each {
             let socket = tokio::net::TcpSocket::new_v4().unwrap();
             socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
             silent.push(socket.connect(stage.address).await.unwrap());
         }
     }
-    let (mut kept, mut closed) = (0, 0);
-    for stream in &mut silent {
-        match timeout(Duration::from_millis(20), stream.read(&mut [0])).await {
-            Ok(_) => closed += 1,
-            Err(_) => kept += 1,
-        }
-        if closed > 0 && kept > 0 {
-            break;
-        }
-    }
-    assert!(kept > 0, "the first wait for their hello");
+    silent
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_shut_a_member_out() {
+    let stage = stage(&["127.0.0.1:9", "192.0.2.3:1"]).await;
+    let mut silent = silent(&stage, 2..=40, 5).await;
     timeout(SOON, stage.dial(1, false)).await.unwrap().unwrap();
-    let over = timeout(Duration::from_millis(100), silent.last_mut().unwrap().read(&mut [0])).await;
-    assert!(matches!(over, Ok(Ok(0) | Err(_))), "the last ones are closed at once: {over:?}");
+    let first = timeout(SOON, silent[0].read(&mut [0])).await.expect("the first make room");
+    assert!(matches!(first, Ok(0) | Err(_)), "{first:?}");
+    let last = timeout(Duration::from_millis(100), silent.last_mut().unwrap().read(&mut [0])).await;
+    assert!(last.is_err(), "the last one waits for its hello: {last:?}");
+}
+
+/// It is a stranger by its address, and there is no place left for strangers.
+#[tokio::test]
+async fn silent_connections_do_not_shut_out_a_member_with_a_host_name() {
+    let stage = stage(&["localhost:9"]).await;
+    for _ in 0..3 {
+        let _silent = silent(&stage, 2..=9, 9).await;
+        timeout(SOON, stage.dial(1, false)).await.unwrap().unwrap();
+    }
+    // Nor those at its own address.
+    let _silent = silent(&stage, 1..=1, 9).await;
+    timeout(SOON, stage.dial(1, false)).await.unwrap().unwrap();
 }
 
 /// A snapshot that came past the checks of a transfer would stop the member.
