@@ -10,11 +10,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::Instant;
 
 use raft::eraftpb::{Message, Snapshot};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::apply::Task;
 use super::handle::{Refusal, Shared, now, now_ns};
-use super::peers::{Arrived, Peers};
+use super::peers::{Arrived, Delivery, Peers};
 use crate::log::LogStore;
 use crate::node::{Core, CoreError, Leadership};
 use crate::replica::{Asker, Now, Outside, Proposal, Refused, Replica, Settings, Work};
@@ -32,7 +32,7 @@ pub enum Input {
     /// Answer when a read of the applied state is linearizable.
     Read(oneshot::Sender<()>),
     /// A message from another member.
-    Peer(Box<Message>),
+    Peer(Box<Delivery>),
     /// A snapshot from the leader.
     Snapshot(Box<Arrived>),
     /// A member cannot be reached.
@@ -69,6 +69,8 @@ pub struct Driver<L: LogStore> {
     outbox: Outbox,
     shared: Arc<Shared>,
     stopping: bool,
+    /// Room for what peers have sent, of the messages in this round.
+    taken: Vec<OwnedSemaphorePermit>,
 }
 
 /// Where messages and committed entries go, and where the applied state is looked at.
@@ -135,7 +137,7 @@ impl<L: LogStore> Driver<L> {
         let applied = shared.applied.load(Ordering::Acquire);
         let replica = Replica::new(core, applied, settings, now());
         let outbox = Outbox { peers, tasks, shared: Arc::clone(&shared), arrived: Vec::new() };
-        Driver { replica, inputs, outbox, shared, stopping: false }
+        Driver { replica, inputs, outbox, shared, stopping: false, taken: Vec::new() }
     }
 
     /// What the log holds that no checkpoint has covered: see [`Replica::log_since_checkpoint`].
@@ -164,6 +166,7 @@ impl<L: LogStore> Driver<L> {
             let outcome = self.replica.round(time, &mut self.outbox)?;
             self.shared.room.is_written();
             self.outbox.arrived.clear();
+            self.taken.clear();
             self.refuse(&outcome.refused);
             if let Some(new) = outcome.leadership {
                 self.show_leadership(new, time.monotonic);
@@ -178,7 +181,10 @@ impl<L: LogStore> Driver<L> {
         match input {
             Input::Propose(proposal) => self.replica.propose(proposal),
             Input::Read(sender) => self.replica.read(sender),
-            Input::Peer(message) => self.replica.step(*message),
+            Input::Peer(delivery) => {
+                self.taken.extend(delivery.room);
+                self.replica.step(delivery.message);
+            }
             Input::Snapshot(arrived) => {
                 self.replica.step(arrived.message.clone());
                 self.outbox.arrived.push(*arrived);

@@ -9,6 +9,7 @@
 //! | `link` | queues and the tasks that empty them |
 //! | `split` | large appends in several messages (pure) |
 //! | `accept` | who comes in, and their messages |
+//! | `inbox` | what waits for the raft thread, bounded by bytes |
 //! | `frames` | reading and writing of frames |
 //! | `send`, `receive` | snapshots, each on a connection of its own |
 //! | `spool` | the file in which a snapshot arrives |
@@ -20,6 +21,7 @@ mod dial;
 mod door;
 mod frames;
 mod fresh;
+mod inbox;
 mod link;
 mod receive;
 mod send;
@@ -38,6 +40,7 @@ pub(super) use crate::complaints::{Complaints, Say};
 pub use accept::{Acceptor, accept};
 pub use dial::{Dialler, PeerLink};
 pub use fresh::{AlreadyBootstrapped, until_welcome};
+pub use inbox::Delivery;
 pub use link::{Peers, insist};
 pub use receive::Arrived;
 pub use spool::Spool;

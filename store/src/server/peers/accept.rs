@@ -21,6 +21,7 @@ use super::super::tls;
 use super::dial::{LinkError, Stream, tune};
 use super::door::{Door, Waiting};
 use super::frames::read_frame;
+use super::inbox::{Inbox, MAX_BYTES};
 use super::receive::Reception;
 use super::spool::Spool;
 use super::{DIAL_TIMEOUT, REDIAL, WRITE_BUFFER};
@@ -39,7 +40,7 @@ const LINGER: Duration = Duration::from_millis(200);
 pub struct Acceptor {
     shared: Arc<Shared>,
     members: Arc<BTreeMap<u64, Arc<PeerStats>>>,
-    inputs: SyncSender<Input>,
+    pub(super) inbox: Inbox,
     reception: Reception,
     door: Arc<Mutex<Door>>,
     slots: BTreeMap<u64, Arc<Semaphore>>,
@@ -66,7 +67,7 @@ impl Acceptor {
             reception: Reception::new(spool),
             shared,
             members,
-            inputs,
+            inbox: Inbox::new(inputs, MAX_BYTES),
         }
     }
 
@@ -111,6 +112,13 @@ impl Acceptor {
             (None, ids) => ids.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>().join(" or "),
         };
         tracing::warn!(%from, %peer, error = why, held_back, "connection from a peer refused or lost");
+    }
+
+    /// The raft thread has more to do than it can: raft sends again what matters.
+    fn tell_dropped(&self, from: SocketAddr, id: u64) {
+        let why = "this member does not keep up with what the others send";
+        let Some(Say { held_back }) = self.complaints.lock().admit(now(), &from.ip(), why) else { return };
+        tracing::warn!(%from, peer = format_args!("{id:x}"), error = why, held_back, "message from a peer dropped");
     }
 }
 
@@ -183,8 +191,8 @@ async fn serve(
         return Ok(());
     };
     if hello.purpose == Purpose::Snapshot {
-        let Acceptor { reception, shared, inputs, .. } = acceptor;
-        return reception.receive(stream, hello.from, shared, inputs).await;
+        let Acceptor { reception, shared, inbox, .. } = acceptor;
+        return reception.receive(stream, hello.from, shared, inbox.inputs()).await;
     }
     let mut stream = BufReader::with_capacity(WRITE_BUFFER, stream);
     let stats = acceptor.members.get(&hello.from).cloned();
@@ -207,9 +215,8 @@ async fn serve(
         if let (Some(stats), MessageType::MsgAppendResponse) = (&stats, message.get_msg_type()) {
             stats.append_answered();
         }
-        if acceptor.inputs.try_send(Input::Peer(Box::new(message))).is_err() {
-            // Too much to do: raft sends again what matters.
-            tokio::task::yield_now().await;
+        if !acceptor.inbox.put(message, body.len()).await {
+            acceptor.tell_dropped(from, hello.from);
         }
     }
 }

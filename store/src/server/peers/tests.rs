@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -36,6 +36,11 @@ struct Stage {
 
 /// Members at `hosts`, the first of which accepts on a free port of the loopback address.
 async fn stage(hosts: &[&str]) -> Stage {
+    stage_with_room(hosts, inbox::MAX_BYTES).await
+}
+
+/// The same, with room for so many bytes of messages that have not been dealt with.
+async fn stage_with_room(hosts: &[&str], bytes: usize) -> Stage {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut urls = vec![format!("http://{address}")];
@@ -50,8 +55,9 @@ async fn stage(hosts: &[&str]) -> Stage {
     let table: BTreeMap<_, _> = ids[1..].iter().map(|&id| (id, Arc::default())).collect();
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(dir.path(), 0).unwrap();
-    let acceptor = Arc::new(Acceptor::new(Arc::clone(&shared), Arc::new(table), sender, spool));
-    tokio::spawn(accept(listener, None, acceptor));
+    let mut acceptor = Acceptor::new(Arc::clone(&shared), Arc::new(table), sender.clone(), spool);
+    acceptor.inbox = inbox::Inbox::new(sender, bytes);
+    tokio::spawn(accept(listener, None, Arc::new(acceptor)));
     Stage { shared, inputs, address, ids, _dir: dir }
 }
 
@@ -222,7 +228,37 @@ async fn messages_arrive_and_a_fresh_connection_brings_none() {
     link.write_all(&frame(&message)).await.unwrap();
     link.flush().await.unwrap();
     let Input::Peer(got) = stage.next_input().await else { panic!("another input") };
-    assert_eq!(got.term, 8, "what came on the fresh connection is not heard");
+    assert_eq!(got.message.term, 8, "what came on the fresh connection is not heard");
+}
+
+/// A raft thread that stands still: what waits for it is bounded, and heartbeats come through.
+#[tokio::test]
+async fn large_messages_that_wait_are_bounded() {
+    use protobuf::Message as _;
+    let stage = stage_with_room(&["127.0.0.1:9"], 128 << 10).await;
+    let frame = |kind, term, bytes| {
+        let (from, to) = (stage.ids[1], stage.ids[0]);
+        let mut message = Message { from, to, term, ..Message::default() };
+        message.set_msg_type(kind);
+        if bytes > 0 {
+            message.mut_entries().push(Entry { data: vec![7; bytes].into(), ..Entry::default() });
+        }
+        let body = message.write_to_bytes().unwrap();
+        [&frame_head(Kind::Raft, body.len()).unwrap()[..], &body].concat()
+    };
+    let mut link = stage.dial(1, false).await.unwrap();
+    for term in 1..=4 {
+        link.write_all(&frame(MessageType::MsgPropose, term, 60_000)).await.unwrap();
+    }
+    link.write_all(&frame(MessageType::MsgHeartbeatResponse, 5, 0)).await.unwrap();
+    let mut held = Vec::new();
+    while held.last() != Some(&5) {
+        let Input::Peer(delivery) = stage.next_input().await else { panic!("another input") };
+        held.push(delivery.message.term);
+        // The raft thread works on it.
+        std::mem::forget(delivery.room);
+    }
+    assert_eq!(held, [1, 2, 5]);
 }
 
 #[tokio::test]
