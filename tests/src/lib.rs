@@ -14,7 +14,7 @@
 //! | [`ns`], [`fabric`] | network namespaces; hosts on one underlay, containers behind bridges |
 //! | [`volume`] | a file system that a test fills or freezes |
 //! | [`http`] | an HTTP client that sends exactly the bytes it is told |
-//! | [`raw`] | a connection that a test misuses |
+//! | [`raw`], [`h2`] | a connection that a test misuses; the same over HTTP/2 |
 //! | [`relay`] | a TCP relay that stops half-way |
 //! | [`v2`] | the handful of v2 key calls that tests make |
 //! | [`keepalive`] | an HTTP connection for many requests, which tells a lost one from one never sent |
@@ -43,6 +43,7 @@ pub mod faults;
 pub mod flannel;
 pub mod flows;
 pub mod follow;
+pub mod h2;
 pub mod history;
 pub mod http;
 pub mod keepalive;
