@@ -28,7 +28,7 @@ fn alter(data_dir: &Path) -> Result<()> {
     let events = machine.tree.history().iter().map(|event| (**event).clone());
     let tree = Tree::from_stored(machine.tree.index(), nodes, events)?;
     let altered = Machine::new(tree, machine.membership, machine.alarms, machine.applied);
-    state.replace(identity, &altered)?;
+    state.replace(identity, &altered.freeze())?;
     Ok(())
 }
 
