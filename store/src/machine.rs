@@ -156,7 +156,11 @@ impl Machine {
     fn command(&mut self, command: Command) -> Result<Done, TreeError> {
         match command {
             Command::V2(op) => self.tree.apply(&op).map(Done::V2),
-            Command::Sync { now_ns } => Ok(Done::Expired(self.tree.expire(now_ns))),
+            Command::Sync { now_ns } => Ok(Done::Expired(self.tree.expire(now_ns, usize::MAX))),
+            Command::Expire { now_ns, most } => {
+                let most = usize::try_from(most).unwrap_or(usize::MAX);
+                Ok(Done::Expired(self.tree.expire(now_ns, most)))
+            }
             Command::Publish { member, name, client_urls } => {
                 let Some(member) = self.membership.publish(member, name, client_urls) else {
                     return Ok(Done::Ignored);

@@ -41,6 +41,29 @@ fn an_unreadable_entry_changes_nothing() {
     assert_eq!(machine.snapshot(), before);
 }
 
+/// An entry of an earlier version lets everything expire that is due, and one of this version what it says.
+#[test]
+fn entries_give_what_they_gave_when_they_were_written() {
+    let due = || {
+        let mut machine = Machine::bootstrap(cluster());
+        for n in 0..5 {
+            let (path, value) = (format!("/1/{n}"), String::new());
+            let op = Op::Set { path, dir: false, value, expires_ns: Some(n), refresh: false };
+            apply(&mut machine, Command::V2(op));
+        }
+        machine
+    };
+    // Command::Sync { now_ns: 1_000_000_000 }, and Command::Expire with 2 besides.
+    let sync = [1, 7, 9, 3, 0x80, 0xa8, 0xd6, 0xb9, 0x07];
+    let expire = [1, 7, 9, 6, 0x80, 0xa8, 0xd6, 0xb9, 0x07, 2];
+    for (entry, gone) in [(&sync[..], 5), (&expire[..], 2)] {
+        let mut machine = due();
+        let position = Position { index: machine.applied.index + 1, term: 2 };
+        let applied = machine.apply(position, entry).unwrap().unwrap();
+        assert_eq!(applied.result.unwrap().outcomes().len(), gone);
+    }
+}
+
 fn write(key: &str, value: &str) -> Command {
     Command::V2(set(format!("/1/{key}"), value.to_owned()))
 }

@@ -287,6 +287,11 @@ impl<L: LogStore> Core<L> {
         &self.raw.store().log
     }
 
+    /// Index of the last entry, written or not.
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
     /// Whether a follower needs a snapshot that nobody has made yet.
     pub fn wanted_snapshot(&mut self) -> Option<SnapshotRequest> {
         self.raw.mut_store().take_request()

@@ -64,6 +64,8 @@ pub struct Settings {
     pub catch_up_entries: u64,
     /// How much may be committed and not applied before no more is taken: [`backlog::MAX_UNAPPLIED`].
     pub max_unapplied: Unapplied,
+    /// How many nodes one entry lets expire: [`duties::EXPIRE_MOST`].
+    pub expire_most: u32,
 }
 
 /// Entries kept in the log after a compaction, as etcd: see [`Settings::catch_up_entries`].
@@ -98,19 +100,29 @@ pub trait Outside {
     /// A text for the operator; the member stops.
     fn install(&mut self, before: VecDeque<Work>, snapshot: &Snapshot) -> Result<(), String>;
 
-    /// Whether any key in the applied state has an expiry time.
-    fn has_expiries(&self) -> bool;
+    /// When the next key of the applied state expires, in nanoseconds of Unix time, if any does. Must not wait.
+    fn next_expiry(&self) -> Option<i64>;
 
-    /// Whether the applied state says which version the cluster has.
+    /// Whether the applied state says which version the cluster has. Must not wait.
     fn has_version(&self) -> bool;
 
     /// The next comparison of states, if there is anything to compare: [`Checks::next`](crate::machine::Checks::next).
-    fn check(&self) -> Option<Command>;
+    ///
+    /// # Errors
+    /// [`Busy`]: it would have to wait.
+    fn check(&self) -> Result<Option<Command>, Busy>;
 
     /// What this member has found out about itself and the applied state does not say:
     /// [`Checks::news`](crate::machine::Checks::news).
-    fn news(&self) -> Option<Command>;
+    ///
+    /// # Errors
+    /// [`Busy`]: it would have to wait.
+    fn news(&self) -> Result<Option<Command>, Busy>;
 }
+
+/// The applied state is being changed. A round does not wait for that, as heartbeats would too; the next tick looks again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy;
 
 /// What a round leads to, beside messages and writes, which have happened.
 #[derive(Debug, PartialEq, Eq)]
@@ -151,7 +163,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             tail,
             reads: Reads::new(settings.member, settings.start),
             proposals: Proposals::default(),
-            duties: Duties::new(settings.cluster_version, settings.check_period, now),
+            duties: Duties::new(&settings, now),
             backlog: Backlog::new(settings.max_unapplied, now),
             leadership: Leadership::default(),
             applied,
@@ -315,7 +327,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
     /// [`CoreError`]; the member must stop.
     pub fn round(&mut self, now: Now, outside: &mut impl Outside) -> Result<Outcome, CoreError> {
         let mut refused = Vec::new();
-        (self.now, self.again) = (now.monotonic, false);
+        self.now = now.monotonic;
         self.backlog.settle();
         self.propose_version(outside);
         let behind = self.is_behind();
@@ -337,7 +349,10 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             }
             self.propose_duties(now, outside);
             self.leave_if_stuck();
+        } else if self.again {
+            self.propose_expiry(now, outside);
         }
+        self.again = false;
         let before = self.leadership;
         // An answered question makes room for the next, which is asked in the same round; and what waited for a leader
         // goes out as soon as there is one.
@@ -360,7 +375,8 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
 
     /// Whether something waits until more is applied: whoever applies must then see to another round.
     pub fn waits_for_apply(&self) -> bool {
-        self.reads.wait_for_apply() || !self.backlog.work.is_empty() || self.is_behind()
+        let held_up = !self.backlog.work.is_empty() || self.is_behind();
+        held_up || self.reads.wait_for_apply() || self.duties.is_expiring()
     }
 
     /// The state is applied up to `index`. Returns the reads that are linearizable now.
@@ -369,7 +385,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             let behind = self.is_behind();
             self.applied = index;
             self.core.applied_to(index);
-            self.again |= behind && !self.is_behind();
+            self.again |= (behind && !self.is_behind()) || self.duties.is_expiring();
         }
         self.reads.done(index)
     }
@@ -429,14 +445,24 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         if let Some(command) = self.duties.news(now, || outside.news()) {
             self.propose_own(command);
         }
+        self.propose_expiry(now, outside);
         if !self.core.leadership().leads || self.is_behind() {
             return;
         }
-        if let Some(command) = self.duties.sync(now, outside.has_expiries()) {
-            self.propose_own(command);
-        }
         if let Some(command) = self.duties.check(now, || outside.check()) {
             self.propose_own(command);
+        }
+    }
+
+    /// The leader lets keys expire.
+    fn propose_expiry(&mut self, now: Now, outside: &impl Outside) {
+        if !self.core.leadership().leads || self.is_behind() {
+            return;
+        }
+        let Some(command) = self.duties.expire(now, self.applied, outside.next_expiry()) else { return };
+        let Command::Expire { now_ns, .. } = command else { return };
+        if self.propose_own(command) {
+            self.duties.expires_at(self.core.last_index(), now_ns);
         }
     }
 

@@ -67,7 +67,8 @@ impl Asker for Reader {
 #[derive(Default)]
 struct World {
     sent: Vec<Message>,
-    has_expiries: bool,
+    next_expiry: Option<i64>,
+    busy: bool,
     has_version: bool,
     check: Option<Command>,
     news: Option<Command>,
@@ -80,17 +81,17 @@ impl Outside for World {
     fn install(&mut self, _: VecDeque<Work>, _: &Snapshot) -> Result<(), String> {
         Err("no snapshot is sent in these tests".to_owned())
     }
-    fn has_expiries(&self) -> bool {
-        self.has_expiries
+    fn next_expiry(&self) -> Option<i64> {
+        self.next_expiry
     }
     fn has_version(&self) -> bool {
         self.has_version
     }
-    fn check(&self) -> Option<Command> {
-        self.check.clone()
+    fn check(&self) -> Result<Option<Command>, Busy> {
+        if self.busy { Err(Busy) } else { Ok(self.check.clone()) }
     }
-    fn news(&self) -> Option<Command> {
-        self.news.clone()
+    fn news(&self) -> Result<Option<Command>, Busy> {
+        if self.busy { Err(Busy) } else { Ok(self.news.clone()) }
     }
 }
 
@@ -98,6 +99,7 @@ struct Stage {
     replica: Replica<Counted, Reader>,
     world: World,
     now: Instant,
+    wall_ns: i64,
 }
 
 #[expect(clippy::disallowed_methods, reason = "a point to count from; only differences matter")]
@@ -121,14 +123,15 @@ impl Stage {
             check_period: Some(4 * TICK),
             catch_up_entries: 2,
             max_unapplied: MOST,
+            expire_most: 10,
         };
         let now = begin();
         let replica = Replica::new(core, START.index, settings, now);
-        Stage { replica, world: World { has_version: true, ..World::default() }, now }
+        Stage { replica, world: World { has_version: true, ..World::default() }, now, wall_ns: 77 }
     }
 
     fn round(&mut self) -> Outcome {
-        let now = Now { monotonic: self.now, wall_ns: 77 };
+        let now = Now { monotonic: self.now, wall_ns: self.wall_ns };
         self.replica.round(now, &mut self.world).unwrap()
     }
 
@@ -194,6 +197,13 @@ impl Stage {
             commands.extend(data.map(|entry| Envelope::decode(&entry.data).unwrap()));
         }
         (commands, last)
+    }
+
+    /// Applies everything that waits, and returns the commands.
+    fn apply_all(&mut self) -> Vec<Command> {
+        let (commands, last) = self.work();
+        self.replica.applied(last);
+        commands.into_iter().map(|envelope| envelope.command).collect()
     }
 
     fn numbers(&mut self) -> Vec<u64> {
@@ -412,12 +422,51 @@ fn a_leader_sets_the_version_first_and_its_time_while_keys_expire() {
     assert_eq!(commands[0], Command::SetClusterVersion("3.2.0".into()));
     stage.later(500);
     assert!(stage.numbers().is_empty(), "nothing expires");
-    stage.world.has_expiries = true;
+    stage.world.next_expiry = Some(1000);
+    let mut commands = Vec::new();
     for _ in 0..10 {
         stage.later(100);
+        commands.extend(stage.apply_all());
     }
-    let commands: Vec<Command> = stage.work().0.into_iter().map(|envelope| envelope.command).collect();
-    assert_eq!(commands, [Command::Sync { now_ns: 77 }, Command::Sync { now_ns: 77 }]);
+    assert_eq!(commands, vec![Command::Expire { now_ns: 77, most: 10 }; 2]);
+}
+
+#[test]
+fn keys_that_are_left_over_expire_at_once_and_by_the_same_time() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    stage.apply_all();
+    stage.world.next_expiry = Some(70);
+    stage.later(500);
+    assert!(stage.replica.waits_for_apply(), "whoever applies is to say so");
+    let entry = Command::Expire { now_ns: 77, most: 10 };
+    for _ in 0..5 {
+        assert!(stage.replica.next_tick() > stage.now, "one at a time");
+        stage.round();
+        assert_eq!(stage.apply_all(), std::slice::from_ref(&entry));
+        assert!(stage.replica.next_tick() <= stage.now, "and then the next");
+        stage.wall_ns = 30;
+        stage.round();
+    }
+    assert_eq!(stage.apply_all(), [entry]);
+    stage.world.next_expiry = Some(78);
+    stage.round();
+    assert_eq!(stage.apply_all(), [], "what was not due by then can wait");
+    assert!(!stage.replica.waits_for_apply() && stage.replica.next_tick() > stage.now);
+}
+
+#[test]
+fn a_state_that_is_being_changed_is_looked_at_a_tick_later() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    stage.apply_all();
+    stage.world.check = Some(Command::Check(None));
+    stage.world.busy = true;
+    (0..10).for_each(|_| drop(stage.later(100)));
+    assert_eq!(stage.apply_all(), []);
+    stage.world.busy = false;
+    stage.later(100);
+    assert_eq!(stage.apply_all(), [Command::Check(None)]);
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Applier {
             let mut machine = self.shared.machine.write();
             let publish = |done: &Done| publish(&self.shared, done);
             let batch = self.applying.apply(&mut machine, entries, publish)?;
-            note(&self.shared, &machine);
+            self.shared.note(&machine);
             batch
         };
         if self.shared.reads_wait.load(Ordering::SeqCst) {
@@ -139,7 +139,7 @@ impl Applier {
         let stopped = || "the image thread has stopped".to_owned();
         self.jobs.send(Job::Replace(machine, sender)).map_err(|_| stopped())?;
         receiver.recv().map_err(|_| stopped())?;
-        note(&self.shared, &self.shared.machine.read());
+        self.shared.note(&self.shared.machine.read());
         Ok(())
     }
 }
@@ -173,10 +173,4 @@ fn publish(shared: &Shared, done: &Done) {
         }
         Done::V2(_) | Done::Cluster(_) | Done::Checked(_) | Done::Ignored => {}
     }
-}
-
-/// Shows the state's position to those who do not take its lock.
-fn note(shared: &Shared, machine: &Machine) {
-    shared.has_expiries.store(machine.tree.has_expiries(), Ordering::Release);
-    shared.applied.store(machine.applied.index, Ordering::SeqCst);
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::Instant;
 
+use parking_lot::RwLockReadGuard;
 use raft::eraftpb::{Message, Snapshot};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -16,8 +17,9 @@ use super::apply::Task;
 use super::handle::{Refusal, Shared, now, now_ns};
 use super::peers::{Arrived, Delivery, Peers};
 use crate::log::LogStore;
+use crate::machine::Machine;
 use crate::node::{Core, CoreError, Leadership};
-use crate::replica::{Asker, Now, Outside, Proposal, Refused, Replica, Settings, Work};
+use crate::replica::{Asker, Busy, Now, Outside, Proposal, Refused, Replica, Settings, Work};
 use crate::wire::command::Command;
 
 /// Inputs that may wait for the raft thread.
@@ -82,6 +84,13 @@ struct Outbox {
     arrived: Vec<Arrived>,
 }
 
+impl Outbox {
+    /// The applied state, unless it is being changed: that may take longer than heartbeats can wait.
+    fn machine(&self) -> Result<RwLockReadGuard<'_, Machine>, Busy> {
+        self.shared.machine.try_read().ok_or(Busy)
+    }
+}
+
 /// The apply thread has ended.
 struct Gone;
 
@@ -105,22 +114,22 @@ impl Outside for Outbox {
         receiver.recv().map_err(|_| stopped())?
     }
 
-    fn has_expiries(&self) -> bool {
-        self.shared.has_expiries.load(Ordering::Acquire)
+    fn next_expiry(&self) -> Option<i64> {
+        self.shared.next_expiry()
     }
 
     fn has_version(&self) -> bool {
-        !self.shared.machine.read().membership.version.is_empty()
+        self.shared.has_version.load(Ordering::Acquire)
     }
 
-    fn check(&self) -> Option<Command> {
-        self.shared.machine.read().checks.next()
+    fn check(&self) -> Result<Option<Command>, Busy> {
+        Ok(self.machine()?.checks.next())
     }
 
-    fn news(&self) -> Option<Command> {
-        let machine = self.shared.machine.read();
+    fn news(&self) -> Result<Option<Command>, Busy> {
+        let machine = self.machine()?;
         let me = self.shared.member_id;
-        machine.checks.news(me, &machine.alarms).or_else(|| self.shared.room.news(me, &machine.alarms))
+        Ok(machine.checks.news(me, &machine.alarms).or_else(|| self.shared.room.news(me, &machine.alarms)))
     }
 }
 
@@ -253,5 +262,46 @@ impl<L: LogStore> Driver<L> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::super::peers::Dialler;
+    use super::*;
+    use crate::membership::{Member, Membership};
+    use crate::state::Identity;
+
+    #[test]
+    fn the_raft_thread_does_not_wait_while_the_state_is_changed() {
+        let member = Member::bootstrap("n1", &["http://localhost:2380".to_owned()], "t");
+        let identity = Identity { cluster_id: 1, member_id: member.id };
+        let machine = Machine::bootstrap(Membership::bootstrap(vec![member]));
+        let shared = Arc::new(Shared::new(identity, "n1".to_owned(), machine));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (inputs, _inputs) = sync_channel(1);
+        let (tasks, _tasks) = sync_channel(1);
+        let dialler = Dialler { cluster: 1, me: identity.member_id, tls: None };
+        let peers = Peers::start(Vec::new(), dialler, inputs, runtime.handle().clone());
+        let outbox = Outbox { peers, tasks, shared: Arc::clone(&shared), arrived: Vec::new() };
+        assert_eq!((outbox.check(), outbox.news(), outbox.has_version()), (Ok(None), Ok(None), false));
+        // On this very thread: it would wait for ever.
+        let mut machine = shared.machine.write();
+        assert_eq!((outbox.check(), outbox.news()), (Err(Busy), Err(Busy)));
+        let op = crate::tree::Op::Set {
+            path: "/1/k".to_owned(),
+            dir: false,
+            value: String::new(),
+            expires_ns: Some(7),
+            refresh: false,
+        };
+        machine.tree.apply(&op).unwrap();
+        machine.membership.version = "3.2.0".to_owned();
+        assert_eq!((outbox.next_expiry(), outbox.has_version()), (None, false), "as it was shown last");
+        shared.note(&machine);
+        assert_eq!((outbox.next_expiry(), outbox.has_version()), (Some(7), true));
     }
 }

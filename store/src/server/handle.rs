@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,8 +47,10 @@ pub struct Shared {
     pub applied: AtomicU64,
     /// Whether the raft thread holds reads until more is applied, and wants to be woken then.
     pub reads_wait: AtomicBool,
-    /// Whether any key expires.
-    pub has_expiries: AtomicBool,
+    /// Whether the state says which version the cluster has.
+    pub has_version: AtomicBool,
+    /// When the next key expires, in nanoseconds of Unix time; `i64::MAX` for never: see [`Shared::next_expiry`].
+    next_expiry: AtomicI64,
     /// Who leads, since when.
     pub leadership: watch::Sender<(Leadership, Instant)>,
     /// Whether there is room on the disk.
@@ -64,14 +66,15 @@ pub struct Shared {
 impl Shared {
     /// The shared state of a member that starts with `machine` and knows of no leader yet.
     pub fn new(identity: Identity, name: String, machine: Machine) -> Shared {
-        Shared {
+        let shared = Shared {
             member_id: identity.member_id,
             cluster_id: identity.cluster_id,
             name,
             started: wall_clock(),
             reads_wait: AtomicBool::new(false),
-            has_expiries: AtomicBool::new(machine.tree.has_expiries()),
-            applied: AtomicU64::new(machine.applied.index),
+            has_version: AtomicBool::default(),
+            next_expiry: AtomicI64::default(),
+            applied: AtomicU64::default(),
             machine: RwLock::new(machine),
             hub: Mutex::default(),
             waiters: Mutex::default(),
@@ -81,7 +84,21 @@ impl Shared {
             image_fault: Mutex::default(),
             stats: StoreStats::default(),
             waiting_bytes: Arc::default(),
-        }
+        };
+        shared.note(&shared.machine.read());
+        shared
+    }
+
+    /// Shows where the state stands to those who do not take its lock.
+    pub fn note(&self, machine: &Machine) {
+        self.has_version.store(!machine.membership.version.is_empty(), Ordering::Release);
+        self.next_expiry.store(machine.tree.next_expiry().unwrap_or(i64::MAX), Ordering::Release);
+        self.applied.store(machine.applied.index, Ordering::SeqCst);
+    }
+
+    /// When the next key expires, in nanoseconds of Unix time, if any does.
+    pub fn next_expiry(&self) -> Option<i64> {
+        Some(self.next_expiry.load(Ordering::Acquire)).filter(|at| *at < i64::MAX)
     }
 }
 

@@ -37,6 +37,7 @@ use crate::membership::Member;
 use crate::node::{Core, CoreConfig};
 use crate::replica::apply::Applying;
 use crate::replica::backlog::MAX_UNAPPLIED;
+use crate::replica::duties::EXPIRE_MOST;
 use crate::replica::{CATCH_UP_ENTRIES, Settings};
 use crate::state::Identity;
 use crate::state::sled::SledState;
@@ -192,6 +193,7 @@ fn start_threads(
         check_period: config.check_period,
         catch_up_entries: CATCH_UP_ENTRIES,
         max_unapplied: MAX_UNAPPLIED,
+        expire_most: EXPIRE_MOST,
     };
     let driver = Driver::new(core, input_queue, peers, tasks, Arc::clone(shared), settings);
     let applier = Applier {

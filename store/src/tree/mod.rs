@@ -181,6 +181,11 @@ impl Tree {
         !self.expiries.is_empty()
     }
 
+    /// When the next key expires, in nanoseconds of Unix time, if any does.
+    pub fn next_expiry(&self) -> Option<i64> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
     fn error(&self, code: Code, cause: impl Into<String>) -> TreeError {
         TreeError { code, cause: cause.into(), index: self.index }
     }

@@ -130,15 +130,20 @@ impl Tree {
         }
     }
 
-    /// Removes what is due at `now_ns`, earliest first, each with its own index and event; a directory goes
-    /// with all that is in it in one event.
-    pub fn expire(&mut self, now_ns: i64) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
-        while let Some((_, path)) = self.expiries.first().filter(|(at, _)| *at <= now_ns).cloned() {
-            match self.find(&path).map(|node| node.view(&path)) {
-                Ok(prev) => outcomes.push(self.remove(Action::Expire, prev)),
-                Err(_) => unreachable!("an expiry time is kept only for a node of the tree: {path}"),
-            }
+    /// Removes what is due at `now_ns`, earliest first, each with its own index and event, until `most` nodes have gone; a
+    /// directory goes with all that is in it in one event, and may exceed that. What is left is
+    /// [still due](Tree::next_expiry).
+    pub fn expire(&mut self, now_ns: i64, most: usize) -> Vec<Outcome> {
+        let (mut outcomes, mut gone) = (Vec::new(), 0);
+        while gone < most
+            && let Some((_, path)) = self.expiries.first().filter(|(at, _)| *at <= now_ns).cloned()
+        {
+            let Ok(prev) = self.find(&path).map(|node| node.view(&path)) else {
+                unreachable!("an expiry time is kept only for a node of the tree: {path}");
+            };
+            let outcome = self.remove(Action::Expire, prev);
+            gone += outcome.removed.len();
+            outcomes.push(outcome);
         }
         outcomes
     }

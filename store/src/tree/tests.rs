@@ -169,12 +169,38 @@ fn expiry_goes_by_time_and_takes_a_directory_in_one_event() {
     tree.apply(&until("/1/d/x", false, 40)).unwrap();
     tree.apply(&until("/1/late", false, 50)).unwrap();
     tree.apply(&until("/1/early", false, 20)).unwrap();
-    assert!(tree.expire(19).is_empty());
-    let gone: Vec<String> = tree.expire(45).iter().map(|o| o.event.node.path.clone()).collect();
+    assert_eq!(tree.next_expiry(), Some(20));
+    assert!(tree.expire(19, usize::MAX).is_empty());
+    let gone: Vec<String> = tree.expire(45, usize::MAX).iter().map(|o| o.event.node.path.clone()).collect();
     assert_eq!(gone, ["/1/early", "/1/d"]);
     assert_eq!(tree.index(), 6);
     tree.apply(&set("/1/late", "stays")).unwrap();
-    assert!(!tree.has_expiries() && tree.expire(i64::MAX).is_empty());
+    assert!(!tree.has_expiries() && tree.expire(i64::MAX, usize::MAX).is_empty());
+    assert_eq!(tree.next_expiry(), None);
+}
+
+#[test]
+fn no_more_expires_at_once_than_asked_for_but_a_directory_goes_whole() {
+    let mut tree = Tree::new();
+    let until = |path: &str, dir, at| Op::Set {
+        path: path.into(),
+        dir,
+        value: String::new(),
+        expires_ns: Some(at),
+        refresh: false,
+    };
+    tree.apply(&until("/1/d", true, 12)).unwrap();
+    (0..5).for_each(|n| drop(tree.apply(&set(&format!("/1/d/{n}"), "x")).unwrap()));
+    for (name, at) in [("a", 11), ("b", 13), ("c", 14), ("e", 20)] {
+        tree.apply(&until(&format!("/1/{name}"), false, at)).unwrap();
+    }
+    let mut gone = || -> Vec<String> {
+        tree.expire(15, 2).iter().map(|outcome| outcome.event.node.path.clone()).collect()
+    };
+    assert_eq!(gone(), ["/1/a", "/1/d"]);
+    assert_eq!(gone(), ["/1/b", "/1/c"]);
+    assert_eq!(gone(), [""; 0]);
+    assert_eq!(tree.next_expiry(), Some(20));
 }
 
 #[test]
@@ -382,7 +408,7 @@ proptest! {
             let before = tree.index();
             let outcomes = match &step {
                 Step::Op(op) => tree.apply(op).into_iter().collect(),
-                Step::Expire(now) => tree.expire(*now),
+                Step::Expire(now) => tree.expire(*now, usize::MAX),
             };
             prop_assert_eq!(tree.index(), before + outcomes.len() as u64);
             for outcome in &outcomes {

@@ -45,7 +45,8 @@ pub enum Command {
     },
     /// The version that all members have agreed on.
     SetClusterVersion(String),
-    /// The leader's clock, nanoseconds of Unix time: what is due by then expires.
+    /// The leader's clock, nanoseconds of Unix time: what is due by then expires. Leaders write [`Command::Expire`] now;
+    /// logs still hold this one.
     Sync {
         /// The leader's time.
         now_ns: i64,
@@ -62,6 +63,13 @@ pub enum Command {
         raise: bool,
         /// For people: what exactly, and what to do. Not looked at when clearing.
         text: String,
+    },
+    /// What is due by the leader's clock expires, but not all at once: nobody waits for long then.
+    Expire {
+        /// The leader's time, nanoseconds of Unix time.
+        now_ns: i64,
+        /// After so many nodes no more go. In the entry, so that it is the same on all members, whatever their version.
+        most: u32,
     },
 }
 
@@ -145,6 +153,7 @@ mod tests {
             Command::Check(Some(Mark { index: 300, digest: Hasher::default().finish() })),
             Command::Alarm { member: 1, kind: AlarmKind::NoSpace, raise: true, text: "full".into() },
             Command::Alarm { member: 1, kind: AlarmKind::Corrupt, raise: false, text: String::new() },
+            Command::Expire { now_ns: 1_000_000_000, most: 1000 },
         ]
     }
 
@@ -165,6 +174,7 @@ mod tests {
             "0107090401ac02f9f4de8efff0d8d2b382a987c7bd97f1e2c403",
             "010709050100010466756c6c",
             "0107090501010000",
+            "0107090680a8d6b907e807",
         ];
         let id = RequestId { member: 7, number: 9 };
         let hex = |bytes: Vec<u8>| {

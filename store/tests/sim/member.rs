@@ -13,7 +13,7 @@ use store::machine::{Done, Machine, Position};
 use store::node::{Core, CoreConfig};
 use store::replica::apply::{Answer, Applying};
 use store::replica::backlog::Unapplied;
-use store::replica::{Asker, Now, Outside, Proposal, Refused, Replica, Settings, Work};
+use store::replica::{Asker, Busy, Now, Outside, Proposal, Refused, Replica, Settings, Work};
 use store::state::Delta;
 use store::tree::Hub;
 use store::wire::command::{Command, Envelope, RequestId};
@@ -34,6 +34,8 @@ const CATCH_UP_ENTRIES: u64 = 25;
 const TASK_QUEUE: usize = 3;
 /// Entries that may wait to be applied: few, so that they are refused.
 const MAX_UNAPPLIED: Unapplied = Unapplied { entries: 40, bytes: 1 << 20 };
+/// Keys that expire at once.
+const EXPIRE_MOST: u32 = 2;
 /// Wall time at the beginning of a run: 2020.
 const EPOCH_NS: i64 = 1_577_836_800_000_000_000;
 
@@ -78,6 +80,8 @@ pub(crate) struct Results {
     pub(crate) not_taken: u64,
     /// Proposals of others that waited for the same reason.
     pub(crate) kept: u64,
+    /// Entries that let no more expire than they were allowed to.
+    pub(crate) in_parts: u64,
     /// Leadership was given away for the same reason.
     pub(crate) given_away: bool,
 }
@@ -154,6 +158,7 @@ impl Running {
             check_period: Some(Duration::from_millis(400)),
             catch_up_entries: CATCH_UP_ENTRIES,
             max_unapplied: MAX_UNAPPLIED,
+            expire_most: EXPIRE_MOST,
         };
         let replica = Replica::new(core, machine.applied.index, settings, at(start.base, start.now));
         let body = Body {
@@ -318,20 +323,20 @@ impl Outside for Surroundings<'_, '_> {
         Ok(())
     }
 
-    fn has_expiries(&self) -> bool {
-        self.body.machine.tree.has_expiries()
+    fn next_expiry(&self) -> Option<i64> {
+        self.body.machine.tree.next_expiry()
     }
 
     fn has_version(&self) -> bool {
         !self.body.machine.membership.version.is_empty()
     }
 
-    fn check(&self) -> Option<Command> {
-        self.body.machine.checks.next()
+    fn check(&self) -> Result<Option<Command>, Busy> {
+        Ok(self.body.machine.checks.next())
     }
 
-    fn news(&self) -> Option<Command> {
-        self.body.machine.checks.news(self.body.id, &self.body.machine.alarms)
+    fn news(&self) -> Result<Option<Command>, Busy> {
+        Ok(self.body.machine.checks.news(self.body.id, &self.body.machine.alarms))
     }
 }
 
@@ -381,7 +386,11 @@ impl Body {
                 around.checks.request(envelope.id, index, around.now);
             }
             let (hub, checks, id, mut outcome) = (&mut self.hub, &mut *around.checks, self.id, 0);
+            let in_parts = &mut results.in_parts;
             let changed = |done: &Done| {
+                if let Done::Expired(gone) = done {
+                    *in_parts += u64::from(gone.len() == EXPIRE_MOST as usize);
+                }
                 if let Done::Checked(verdict) = done {
                     checks.compared(id, *verdict);
                 }

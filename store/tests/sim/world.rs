@@ -363,6 +363,7 @@ impl World {
             self.at(time, Event::Leave { life, message });
         }
         self.report.add("entries not taken, applying behind", results.not_taken);
+        self.report.add("expired in parts", results.in_parts);
         self.report.add("proposals kept, applying behind", results.kept);
         self.report.add("leadership given away, applying stuck", u64::from(results.given_away));
         for op in results.reads {
