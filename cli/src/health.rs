@@ -6,14 +6,14 @@
 //! after a read through consensus. But an alarm that any member tells of makes the verdict unhealthy: somebody must look.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::{self, Write},
 };
 
 use clap::Args;
 use futures_util::future::join_all;
 use serde::Serialize;
-use store::client::{Client, ClientError, Member};
+use store::client::{Alarm, Client, ClientError, Member};
 
 use crate::{
     args::{Format, StoreArgs},
@@ -52,8 +52,10 @@ pub(crate) enum Status {
 pub(crate) struct Check {
     member: Member,
     status: Status,
-    /// What it says is wrong, with itself or with others; empty if nothing.
-    alarms: String,
+    /// What it says is wrong, with itself or with others.
+    alarms: Vec<Alarm>,
+    /// The same in its own words; empty if nothing is.
+    reason: String,
     /// `(URL, why)` for each URL that did not answer.
     failures: Vec<(String, String)>,
 }
@@ -65,14 +67,14 @@ struct ReportJson<'a> {
     members_healthy: usize,
     members: Vec<MemberJson<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    alarms: Vec<AlarmJson<'a>>,
+    alarms: Vec<AlarmJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
 #[derive(Serialize)]
-struct AlarmJson<'a> {
-    alarm: &'a str,
+struct AlarmJson {
+    alarm: String,
     advice: &'static str,
 }
 
@@ -161,12 +163,12 @@ async fn check(client: &Client, member: Member) -> Check {
                 } else {
                     Status::Unhealthy(url.clone())
                 };
-                return Check { member, status, alarms: health.reason, failures };
+                return Check { member, status, alarms: health.alarms, reason: health.reason, failures };
             }
             Err(error) => failures.push((url.clone(), reason(error))),
         }
     }
-    Check { member, status: Status::Unreachable, alarms: String::new(), failures }
+    Check { member, status: Status::Unreachable, alarms: vec![], reason: String::new(), failures }
 }
 
 /// The reason alone: the URL stands beside it already.
@@ -191,10 +193,26 @@ fn is_healthy(checks: &[Check]) -> bool {
     healthy_count(checks) > 0 && alarms(checks).is_empty()
 }
 
-/// What members tell of, each once.
-fn alarms(checks: &[Check]) -> BTreeSet<&str> {
-    let said = checks.iter().flat_map(|check| check.alarms.split("; "));
-    said.filter(|alarm| !alarm.is_empty()).collect()
+/// What members tell of, each once: in the words of the member that it is about, if it tells of it itself. The others
+/// know what it said when it began.
+fn alarms(checks: &[Check]) -> Vec<String> {
+    let mut told: BTreeMap<(&str, &str, &str), (bool, &str)> = BTreeMap::new();
+    for check in checks {
+        for Alarm { member, alarm, text } in &check.alarms {
+            // What has no name is known by its text alone.
+            let unnamed = if alarm.is_empty() { text.as_str() } else { "" };
+            let new = (*member == check.member.id, text.as_str());
+            let known = told.entry((member, alarm, unnamed)).or_insert(new);
+            if new.0 {
+                *known = new;
+            }
+        }
+    }
+    let words = |((member, alarm, _), (_, text)): (_, (bool, &str))| match (member, alarm) {
+        (_, "") => text.to_owned(),
+        (member, alarm) => format!("ALARM {alarm} of member {member}: {text}"),
+    };
+    told.into_iter().map(words).collect()
 }
 
 /// What to do about it.
@@ -237,7 +255,7 @@ fn print_text(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
     }
     for alarm in alarms(checks) {
         writeln!(out, "{alarm}")?;
-        writeln!(out, "  {}", advice(alarm))?;
+        writeln!(out, "  {}", advice(&alarm))?;
     }
     let (healthy, total) = (healthy_count(checks), checks.len());
     if healthy > 0 && healthy < total {
@@ -257,7 +275,7 @@ fn print_json(out: &mut dyn Write, checks: &[Check]) -> io::Result<()> {
             members,
             alarms: alarms(checks)
                 .into_iter()
-                .map(|alarm| AlarmJson { alarm, advice: advice(alarm) })
+                .map(|alarm| AlarmJson { advice: advice(&alarm), alarm })
                 .collect(),
             error: None,
         },
@@ -269,10 +287,10 @@ fn member_json(check: &Check) -> MemberJson<'_> {
         || check.failures.iter().map(|(url, why)| format!("{url}: {why}")).collect::<Vec<_>>().join("; ");
     let (status, answered, reason) = match &check.status {
         Status::Healthy(url) => ("healthy", Some(url.as_str()), None),
-        Status::Unhealthy(url) if check.alarms.is_empty() => {
+        Status::Unhealthy(url) if check.reason.is_empty() => {
             ("unhealthy", Some(url.as_str()), Some("the member says so".to_owned()))
         }
-        Status::Unhealthy(url) => ("unhealthy", Some(url.as_str()), Some(check.alarms.clone())),
+        Status::Unhealthy(url) => ("unhealthy", Some(url.as_str()), Some(check.reason.clone())),
         Status::Unreachable if check.member.client_urls.is_empty() => {
             ("unreachable", None, Some("no available published client urls".to_owned()))
         }
@@ -310,7 +328,8 @@ mod tests {
         Check {
             member: member("117b9266988c4966", &[URL]),
             status: Status::Healthy(URL.into()),
-            alarms: String::new(),
+            alarms: vec![],
+            reason: String::new(),
             failures: vec![],
         }
     }
@@ -325,14 +344,15 @@ mod tests {
         Check {
             member: member("592b2cf657ae2dd6", &[url]),
             status: Status::Unreachable,
-            alarms: String::new(),
+            alarms: vec![],
+            reason: String::new(),
             failures: vec![(url.into(), why.into())],
         }
     }
 
     fn unstarted() -> Check {
         let member = member("5d9ad8582841ecf5", &[]);
-        Check { member, status: Status::Unreachable, alarms: String::new(), failures: vec![] }
+        Check { member, status: Status::Unreachable, alarms: vec![], reason: String::new(), failures: vec![] }
     }
 
     fn text(checks: &[Check]) -> String {
@@ -372,18 +392,22 @@ cluster is healthy
         assert_eq!(text(&[healthy(), healthy()]).lines().count(), 3, "no count where nothing is wrong");
     }
 
+    fn alarm(member: &str, alarm: &str, text: &str) -> Alarm {
+        Alarm { member: member.to_owned(), alarm: alarm.to_owned(), text: text.to_owned() }
+    }
+
     #[test]
     fn an_alarm_that_any_member_tells_of_is_shown_once_and_decides() {
-        let alarms =
-            "ALARM CORRUPT of member 592b: digest 1 at raft index 7, where the leader's is 2".to_owned();
+        let corrupt = alarm("592b", "CORRUPT", "digest 1 at raft index 7, where the leader's is 2");
+        let reason = "ALARM CORRUPT of member 592b: digest 1".to_owned();
         let checks = [
-            Check { alarms: alarms.clone(), ..healthy() },
-            Check { alarms: alarms.clone(), ..unhealthy() },
-            Check { alarms: format!("{alarms}; ALARM NOSPACE of member 9: full"), ..healthy() },
+            Check { alarms: vec![corrupt.clone()], ..healthy() },
+            Check { alarms: vec![corrupt.clone()], reason: reason.clone(), ..unhealthy() },
+            Check { alarms: vec![corrupt, alarm("9", "NOSPACE", "full")], ..healthy() },
         ];
         assert!(!is_healthy(&checks));
         let text = text(&checks);
-        assert_eq!(text.matches("ALARM CORRUPT of member 592b").count(), 1, "{text}");
+        assert_eq!(text.matches("ALARM CORRUPT of member 592b: digest 1 at raft").count(), 1, "{text}");
         assert!(text.contains("leave it stopped") && text.contains("make room on its disk"), "{text}");
         assert!(text.ends_with("cluster is unhealthy\n"), "{text}");
         let mut out = Vec::new();
@@ -392,7 +416,23 @@ cluster is healthy
         assert_eq!(report["healthy"], false);
         assert_eq!(report["alarms"].as_array().unwrap().len(), 2);
         assert!(report["alarms"][0]["advice"].as_str().unwrap().contains("docs/consistency.md"));
-        assert_eq!(report["members"][1]["reason"], alarms);
+        assert_eq!(report["members"][1]["reason"], reason);
+    }
+
+    #[test]
+    fn an_alarm_is_shown_in_the_words_of_its_member_whatever_is_in_them() {
+        let id = healthy().member.id;
+        let before = alarm(&id, "NOSPACE", "no space: /data has 30 MiB free");
+        let now = alarm(&id, "NOSPACE", "no space: /data; /x has 2 MiB free");
+        let other = || Check { alarms: vec![before.clone()], ..unstarted() };
+        let own = Check { alarms: vec![now.clone()], ..unhealthy() };
+        for checks in [[other(), own.clone()], [own, other()]] {
+            assert_eq!(alarms(&checks), [format!("ALARM NOSPACE of member {id}: {}", now.text)]);
+        }
+        assert_eq!(alarms(&[other()]).len(), 1, "it is down, and the others tell of it");
+        // etcd does not say what belongs to what.
+        let reason = Check { alarms: vec![alarm("", "", "RAFT NO LEADER; x")], ..unhealthy() };
+        assert_eq!(alarms(&[reason.clone(), reason]), ["RAFT NO LEADER; x"]);
     }
 
     #[test]

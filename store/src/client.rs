@@ -49,7 +49,7 @@ use url::Endpoint;
 
 pub use error::ClientError;
 pub use tls::TlsFiles;
-pub use types::{DeleteOptions, GetOptions, Health, Member, Node, PutOptions, Response};
+pub use types::{Alarm, DeleteOptions, GetOptions, Health, Member, Node, PutOptions, Response};
 
 /// How to reach a store.
 #[derive(Clone)]

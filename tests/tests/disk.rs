@@ -1,11 +1,14 @@
 //! Full and stalled disks under real members: each has its data on a small file system of its own, which is filled, and
 //! frozen with fsfreeze(8) as a disk would stall that answers no more.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::{Cluster, Server};
+use weft_tests::command;
 use weft_tests::process::one_at_a_time;
+use weft_tests::programs;
 use weft_tests::volume::Volume;
 use weft_tests::wait::wait_for;
 
@@ -59,6 +62,24 @@ fn is_short_of_room(cluster: &Cluster<'_>, member: usize) -> Result<()> {
     })
 }
 
+/// Waits until another member tells of it too; `cli health`, which asks them all, shows one alarm and not two.
+fn is_told_once(cluster: &Cluster<'_>, full: usize, other: usize) -> Result<()> {
+    let other = cluster.members[other].endpoint();
+    wait_for("an alarm that all know of", SOON, || {
+        let said = other.get("/health")?.json()?;
+        ensure!(said["alarms"][0]["alarm"] == "NOSPACE" && said["health"] == "true", "{said}");
+        Ok(())
+    })?;
+    let own = cluster.members[full].endpoint().get("/health")?.json()?;
+    ensure!(own["alarms"].as_array().is_some_and(|alarms| alarms.len() == 1), "{own}");
+    let mut cli = Command::new(programs::ours("cli")?);
+    cli.args(["health", "-o", "json", "--endpoints", &format!("http://{}", other.address)]);
+    let report: serde_json::Value = serde_json::from_str(command::run(&mut cli)?.exits(1)?)?;
+    ensure!(report["alarms"].as_array().is_some_and(|alarms| alarms.len() == 1), "{report}");
+    ensure!(report["members_healthy"] == 2, "{report}");
+    Ok(())
+}
+
 fn refuses_writes(cluster: &Cluster<'_>, member: usize) -> Result<()> {
     let refused = cluster.members[member].endpoint().set("/refused", "x");
     let text = format!("{:#}", refused.err().context("a member without room takes a write")?);
@@ -81,6 +102,7 @@ fn a_full_disk_refuses_writes_and_is_left_behind_without_a_restart() -> Result<(
     volumes[full].fill(20 << 20)?;
     is_short_of_room(&cluster, full)?;
     refuses_writes(&cluster, full)?;
+    is_told_once(&cluster, full, other)?;
     wait_for("another leader", SOON, || {
         let leader = cluster.wait_leader(&ALL)?;
         ensure!(leader != full, "the member without room still leads");

@@ -392,7 +392,11 @@ async fn members_and_health_and_version_are_read() {
         Reply::Answer(200, r#"{"health": "true"}"#),
         Reply::Answer(200, r#"{"health":true,"reason":""}"#),
         Reply::Answer(503, "{\"health\": \"false\"}\n"),
-        Reply::Answer(503, r#"{"health": "false", "reason": "ALARM CORRUPT"}"#),
+        Reply::Answer(503, r#"{"health": "false", "reason": "a; b"}"#),
+        Reply::Answer(
+            503,
+            r#"{"health": "false", "reason": "a; b", "alarms": [{"member": "1f", "alarm": "CORRUPT", "text": "a; b"}]}"#,
+        ),
         Reply::Answer(404, "404 page not found"),
         Reply::Answer(200, r#"{"etcdserver":"3.2.12","etcdcluster":"3.2.0"}"#),
         Reply::Answer(404, "body"),
@@ -404,8 +408,20 @@ async fn members_and_health_and_version_are_read() {
         ("628170c800dbcee", ["http://c".to_owned()].as_slice())
     );
     assert!(members[1].client_urls.is_empty());
-    for (healthy, reason) in [(true, ""), (true, ""), (false, ""), (false, "ALARM CORRUPT")] {
-        assert_eq!(client.health(&server.url).await, Ok(Health { healthy, reason: reason.to_owned() }));
+    let alarm = |member: &str, alarm: &str| Alarm {
+        member: member.to_owned(),
+        alarm: alarm.to_owned(),
+        text: "a; b".to_owned(),
+    };
+    for (healthy, reason, alarms) in [
+        (true, "", vec![]),
+        (true, "", vec![]),
+        (false, "", vec![]),
+        (false, "a; b", vec![alarm("", "")]),
+        (false, "a; b", vec![alarm("1f", "CORRUPT")]),
+    ] {
+        let health = Health { healthy, reason: reason.to_owned(), alarms };
+        assert_eq!(client.health(&server.url).await, Ok(health));
     }
     assert!(matches!(client.health(&server.url).await, Err(ClientError::Http { status: 404, .. })));
     assert_eq!(client.version(&server.url).await.as_deref(), Ok("3.2.12"));

@@ -157,6 +157,19 @@ pub struct Health {
     pub healthy: bool,
     /// What is wrong, here or with another member (etcd 3.5); empty if nothing is, or it does not say.
     pub reason: String,
+    /// The same one by one, where the server lists it (ours does); otherwise `reason` as one.
+    pub alarms: Vec<Alarm>,
+}
+
+/// Something that is wrong with a member, as a server tells it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Alarm {
+    /// The member's id, as in the list of members; empty if the server does not say whose it is.
+    pub member: String,
+    /// What kind it is, such as `CORRUPT`; empty if the server does not say.
+    pub alarm: String,
+    /// What there is to say about it.
+    pub text: String,
 }
 
 /// The body of `GET /health`: a string up to etcd 3.5, a boolean elsewhere.
@@ -165,12 +178,19 @@ pub(super) struct HealthBody {
     health: serde_json::Value,
     #[serde(default)]
     reason: String,
+    #[serde(default)]
+    alarms: Vec<Alarm>,
 }
 
 impl From<HealthBody> for Health {
     fn from(body: HealthBody) -> Health {
         let healthy = body.health == serde_json::Value::Bool(true) || body.health == "true";
-        Health { healthy, reason: body.reason }
+        let HealthBody { reason, mut alarms, .. } = body;
+        if alarms.is_empty() && !reason.is_empty() {
+            let (member, alarm) = Default::default();
+            alarms.push(Alarm { member, alarm, text: reason.clone() });
+        }
+        Health { healthy, reason, alarms }
     }
 }
 

@@ -284,16 +284,17 @@ async fn health(api: &Api, method: &Method) -> Response<Answer> {
     if *method != Method::GET {
         return not_allowed("GET");
     }
-    if let Some(alarm) = api.handle.shared().room.alarm() {
-        let body = serde_json::json!({ "health": "false", "reason": *alarm });
-        return text(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"));
-    }
-    let has_leader = api.handle.shared().leadership.borrow().0.leader != 0;
-    let serves = has_leader && api.handle.linearize(Some(HEALTH_TIMEOUT)).await.is_ok();
     let shared = api.handle.shared();
+    let room = shared.room.alarm();
+    let has_leader = shared.leadership.borrow().0.leader != 0;
+    // Without room it is unhealthy whatever else, and what it would wait for may wait in a write to its disk.
+    let asks = room.is_none() && has_leader;
+    let serves = asks && api.handle.linearize(Some(HEALTH_TIMEOUT)).await.is_ok();
     let fault = shared.image_fault.lock().clone();
     let alarms = shared.machine.read().alarms.clone();
-    let (status, body) = health::body(shared.member_id, &alarms, fault.as_deref(), serves);
+    let own =
+        health::Own { member: shared.member_id, room: room.as_deref(), fault: fault.as_deref(), serves };
+    let (status, body) = health::body(&own, &alarms);
     text(status, body)
 }
 
