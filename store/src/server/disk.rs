@@ -63,15 +63,13 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
                 log_dir.display()
             );
         }
-        check_fit(&log, &state_dir, machine.applied)?;
+        check_fit(&log, &state, machine.applied)?;
+        state.accept();
         tracing::debug!(dir = %config.data_dir.display(), "the initial-* flags are ignored: the data directory knows");
         (identity, machine)
     } else {
         if !log.is_empty() {
-            bail!(
-                "the applied state in {} is missing although there is a raft log; restore the directory",
-                state_dir.display()
-            );
+            return Err(state.missing("there is a raft log, so this member has been running").into());
         }
         let (identity, machine) = bootstrap(config)?;
         state.replace(identity, &machine.freeze())?;
@@ -86,12 +84,10 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
 }
 
 /// Whether log and applied state belong together, said with the names of files.
-fn check_fit(log: &EngineLog, state_dir: &Path, applied: Position) -> anyhow::Result<()> {
+fn check_fit(log: &EngineLog, state: &SledState, applied: Position) -> anyhow::Result<()> {
     match node::fit(log, applied) {
         Ok(_) => Ok(()),
-        Err(CoreError::Misfit(gap @ Misfit::Gap { .. })) => {
-            bail!("applied state in {}: {gap}; restore the directory", state_dir.display())
-        }
+        Err(CoreError::Misfit(gap @ Misfit::Gap { .. })) => Err(state.lacking(&gap.to_string()).into()),
         Err(CoreError::Misfit(misfit)) => Err(log.damaged(misfit.to_string()).into()),
         Err(error) => Err(error.into()),
     }
@@ -156,6 +152,8 @@ mod tests {
     use super::*;
     use crate::config::Asked;
     use crate::log::LogStore as _;
+    use crate::state::Delta;
+    use crate::tree::Op;
 
     fn config(dir: &Path, more: &[&str]) -> Config {
         let mut args = vec!["--name=a".to_owned(), format!("--data-dir={}", dir.join("x/y/data").display())];
@@ -193,6 +191,84 @@ mod tests {
         drop(opened);
         fs::remove_dir_all(&wal).unwrap();
         assert!(open(&config).unwrap().fresh);
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_image_that_nothing_names_is_kept_and_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        stopped(&config, 3);
+        let state = dir.path().join("x/y/data/member/state");
+        fs::remove_file(state.join("current")).unwrap();
+        let left = names(&state);
+        for _ in 0..2 {
+            let refused = open(&config).err().unwrap().to_string();
+            assert!(
+                refused.contains("member/state/current: missing although it names the image"),
+                "{refused}"
+            );
+            assert!(refused.contains("there is a raft log") && refused.contains("image-2"), "{refused}");
+            assert_eq!(names(&state), left, "a refused start has removed something");
+        }
+    }
+
+    #[test]
+    fn a_first_image_that_was_not_finished_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        drop(open(&config).unwrap());
+        let state = dir.path().join("x/y/data/member/state");
+        fs::remove_file(state.join("current")).unwrap();
+        assert!(open(&config).unwrap().fresh);
+        assert_eq!(names(&state), ["changes-2", "current", "image-2"]);
+    }
+
+    /// An image that the log begins after, for its changes are damaged, is refused with the byte, and is left as it is.
+    #[test]
+    fn changes_that_the_log_no_longer_has_are_not_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &[]);
+        stopped(&config, 3);
+        let mut opened = open(&config).unwrap();
+        for value in ["one", "two", "three"] {
+            let since = opened.machine.tree.index();
+            let (path, value) = ("/1/k".to_owned(), value.to_owned());
+            let op = Op::Set { path, dir: false, value, expires_ns: None, refresh: false };
+            opened.machine.tree.apply(&op).unwrap();
+            opened.machine.applied.index += 1;
+            let (index, term) = (opened.machine.applied.index, 1);
+            opened.log.append(vec![Entry { index, term, ..Entry::default() }], None, true).unwrap();
+            opened.state.write(&Delta::take(&mut opened.machine, since)).unwrap();
+        }
+        let applied = opened.machine.applied.index;
+        drop(opened);
+        let changes = dir.path().join("x/y/data/member/state/changes-2");
+        let mut bytes = fs::read(&changes).unwrap();
+        let second = bytes.len() / 3 + 40;
+        bytes[second] ^= 1;
+        fs::write(&changes, &bytes).unwrap();
+        // The log holds it all: nothing is lost.
+        let mut opened = open(&config).unwrap();
+        assert_eq!(opened.machine.applied.index, applied - 2);
+        opened.log.compact(applied - 1).unwrap();
+        drop(opened);
+        for _ in 0..2 {
+            let refused = open(&config).err().unwrap().to_string();
+            let names = |text: &str| assert!(refused.contains(text), "{text}: {refused}");
+            names("member/state/changes-2: the record at byte ");
+            names("is damaged, a whole one follows at byte ");
+            names(&format!("the raft log begins after entry {}", applied - 1));
+            assert!(fs::read(&changes).unwrap() == bytes, "a refused start has cut it");
+        }
     }
 
     /// A member that has applied `entries` entries of a log of its own, each its own record, and has then stopped in good

@@ -7,22 +7,27 @@
 //! The body is written first and its length and checksum last, so that it is in memory nowhere.
 //!
 //! Records count up to the first that is not whole: a power loss may leave any part of what was not synced. So what is read
-//! is always a state that there has been, and none older than the last that was synced.
+//! is always a state that there has been, and none older than the last that was synced, unless the disk has changed what was.
+//! What is not whole stays where it is until the next record is added: by then it is known that the raft log has it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::files::fail;
+use super::files::{fail, missing};
 use super::record::{Record, RecordRef};
 use super::room::KEEP_FREE;
 use super::seal::{CHECKSUM_BYTES, unseal};
+use super::tail::Tail;
 use super::{Delta, StateError};
+use crate::machine::Position;
 use crate::tree::hash::Hasher;
 
 /// Bytes of a record's length.
 const LENGTH_BYTES: usize = 4;
+/// Bytes before a record's body.
+pub(super) const HEAD_BYTES: usize = LENGTH_BYTES + CHECKSUM_BYTES;
 /// Bytes that are written at once.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -31,34 +36,56 @@ pub(super) struct Changes {
     path: PathBuf,
     file: File,
     length: u64,
-    /// Nothing follows on the last record.
+    /// Records can be added: an attempt that failed has left nothing behind the last one.
     whole: bool,
+    /// What is not whole behind that.
+    tail: Option<Tail>,
 }
 
 impl Changes {
-    /// Opens the file, made if it is not there, and cuts off what is not whole.
+    /// Makes the file of a new image.
     ///
     /// # Errors
     /// [`StateError::File`].
+    pub(super) fn create(path: &Path) -> Result<(), StateError> {
+        File::create(path).and_then(|file| file.sync_all()).map_err(fail(path))
+    }
+
+    /// Opens the file, and changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError`].
     pub(super) fn open(path: &Path) -> Result<Changes, StateError> {
         let failed = fail(path);
-        let opened = File::options().create(true).truncate(false).read(true).write(true).open(path);
-        let mut file = opened.map_err(&failed)?;
+        let mut file = match File::options().read(true).write(true).open(path) {
+            // It is made, and durable, before its image is named the current one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(missing(path, "the image beside it was not written without it"));
+            }
+            opened => opened.map_err(&failed)?,
+        };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(&failed)?;
-        let (_, length) = read(&bytes);
-        if length < bytes.len() {
-            let cut_bytes = bytes.len() - length;
-            tracing::warn!(
-                path = %path.display(),
-                offset = length,
-                cut_bytes,
-                "the end of the image's changes is not whole and is cut off; the raft log has it"
-            );
+        let (records, length) = read(&bytes);
+        let applied = records.last().map_or(Position::default(), |record| record.applied);
+        let tail = Tail::find(&bytes, length, applied);
+        file.seek(SeekFrom::Start(length as u64)).map_err(&failed)?;
+        Ok(Changes { path: path.to_owned(), file, length: length as u64, whole: true, tail })
+    }
+
+    /// The file, and what in it is not whole.
+    pub(super) fn tail(&self) -> Option<(&Path, Tail)> {
+        self.tail.map(|tail| (&*self.path, tail))
+    }
+
+    /// Cuts off what is not whole. Durable: no old record may come to stand behind a new one.
+    fn cut(&mut self) -> io::Result<()> {
+        if self.tail.is_some() {
+            self.back()?;
+            self.file.sync_all()?;
+            self.tail = None;
         }
-        let mut changes = Changes { path: path.to_owned(), file, length: length as u64, whole: true };
-        changes.back().map_err(&failed)?;
-        Ok(changes)
+        Ok(())
     }
 
     /// All records.
@@ -85,6 +112,10 @@ impl Changes {
     /// # Errors
     /// [`StateError::File`], also where it takes more; the file is as before, if [`Changes::is_whole`].
     pub(super) fn push(&mut self, delta: &Delta, budget: u64) -> Result<(), StateError> {
+        if let Err(error) = self.cut() {
+            self.whole = false;
+            return Err(fail(&self.path)(error));
+        }
         match self.append(&delta.into(), budget) {
             Ok(length) => self.length += length,
             Err(error) => {
@@ -177,7 +208,8 @@ fn read(bytes: &[u8]) -> (Vec<Record>, usize) {
     (records, bytes.len() - rest.len())
 }
 
-fn first(bytes: &[u8]) -> Option<(Record, &[u8])> {
+/// The record at the beginning of `bytes`, and what is behind it.
+pub(super) fn first(bytes: &[u8]) -> Option<(Record, &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
     let (sealed, rest) = rest.split_at_checked(length.checked_add(CHECKSUM_BYTES)?)?;

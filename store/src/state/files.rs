@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A new image is made beside the old one; `current` then changes in one step.
-//! What is not `current` is removed at the next start at the latest.
+//! What is not `current` is removed by the next start that finds that all is well, at the latest.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -89,15 +89,17 @@ pub(super) fn changes_file(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{CHANGES}{number}"))
 }
 
-/// The number of the image; `None` if none was ever finished.
+/// The number of the image; `None` if none was ever finished. What a killed process has named is made durable: the raft
+/// log may be begun anew for it.
 ///
 /// # Errors
-/// [`StateError`]: unreadable, or not what [`set_current`] wrote.
+/// [`StateError`]: unreadable, not what [`set_current`] wrote, or gone although an image has been in use.
 pub(super) fn current(dir: &Path) -> Result<Option<u64>, StateError> {
+    sync_file(dir)?;
     let path = dir.join(CURRENT);
     let sealed = match fs::read(&path) {
         Ok(sealed) => sealed,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return check_unused(dir).map(|()| None),
         Err(error) => return Err(fail(&path)(error)),
     };
     let number = unseal(&sealed).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
@@ -107,6 +109,39 @@ pub(super) fn current(dir: &Path) -> Result<Option<u64>, StateError> {
             .to_owned(),
     })
 }
+
+/// Nothing but images that were never named the current one: those have no changes.
+fn check_unused(dir: &Path) -> Result<(), StateError> {
+    for (number, path) in images(dir)? {
+        if path == changes_file(dir, number) && path.metadata().map_err(fail(&path))?.len() > 0 {
+            return Err(unnamed(dir, &format!("{IMAGE}{number} has been in use")));
+        }
+    }
+    Ok(())
+}
+
+/// `current` is gone, and should not be, for this reason.
+pub(super) fn unnamed(dir: &Path, why: &str) -> StateError {
+    let found = images(dir).unwrap_or_default().into_iter();
+    let mut found: Vec<u64> = found.filter(|(_, path)| path.is_dir()).map(|(number, _)| number).collect();
+    found.sort_unstable();
+    let found: Vec<String> = found.into_iter().map(|number| format!("{IMAGE}{number}")).collect();
+    let found = if found.is_empty() { "no image".to_owned() } else { found.join(", ") };
+    missing(&dir.join(CURRENT), &format!("it names the image, and {why}; found in the directory: {found}"))
+}
+
+/// A file that should be there is gone.
+pub(super) fn missing(path: &Path, why: &str) -> StateError {
+    StateError::Damaged {
+        dir: path.display().to_string(),
+        what: format!("missing although {why}. Nothing was changed. {ADVICE}"),
+    }
+}
+
+/// What to do when something of the image is lost.
+pub(super) const ADVICE: &str = "If it can be read elsewhere as it was when this member stopped, put that in its place. \
+     Otherwise leave this member stopped and keep the directory: the others go on while they are a majority. See \
+     docs/disk.md";
 
 /// Makes image `number` the current one, durably and in one step. The image must be durable.
 ///
@@ -135,15 +170,13 @@ pub(super) fn free_number(dir: &Path) -> Result<u64, StateError> {
 
 /// Removes every image but `current`, also one of an earlier version. What cannot be removed now is tried again at the next
 /// start.
-pub(super) fn remove_others(dir: &Path, current: Option<u64>) {
-    let others = images(dir).unwrap_or_default().into_iter().filter(|(number, _)| Some(*number) != current);
+pub(super) fn remove_others(dir: &Path, current: u64) {
+    let others = images(dir).unwrap_or_default().into_iter().filter(|(number, _)| *number != current);
     let mut paths: Vec<PathBuf> = others.map(|(_, path)| path).collect();
     paths.extend([CURRENT_NEW, ROOM].map(|name| dir.join(name)));
-    if current.is_some() {
-        let snapshots = entries(dir).unwrap_or_default().into_iter();
-        paths.extend(snapshots.filter(|path| name_of(path).starts_with("snap.")));
-        paths.extend(SLED_FILES.map(|name| dir.join(name)));
-    }
+    let snapshots = entries(dir).unwrap_or_default().into_iter();
+    paths.extend(snapshots.filter(|path| name_of(path).starts_with("snap.")));
+    paths.extend(SLED_FILES.map(|name| dir.join(name)));
     for path in &paths {
         remove(path);
     }

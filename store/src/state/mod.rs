@@ -13,6 +13,7 @@ mod record;
 pub mod room;
 mod seal;
 pub mod sled;
+mod tail;
 
 pub use self::delta::Delta;
 pub use self::room::Usage;

@@ -20,6 +20,7 @@ use super::faults::Faults;
 use super::files::{self, Files};
 use super::room::{self, KEEP_FREE};
 use super::seal::{seal, unseal};
+use super::tail::Tail;
 use super::{Delta, Identity, KEY_META, StateError, StateStore, Usage, VERSION, old};
 use crate::machine::{Alarms, Machine, Position};
 use crate::membership::Membership;
@@ -66,6 +67,7 @@ pub struct SledState {
 
 /// A database, which is closed, and what has changed since.
 struct Image {
+    number: u64,
     dir: PathBuf,
     changes: Changes,
     /// Bytes of the database.
@@ -82,22 +84,55 @@ struct Database {
 }
 
 impl SledState {
-    /// Opens the image in `dir`, made if it is not there. One of an earlier version is written anew.
+    /// Opens the image in `dir`, made if it is not there. One of an earlier version is written anew. Otherwise nothing is
+    /// changed or removed before [`SledState::accept`].
     ///
     /// # Errors
-    /// [`StateError`] if it cannot be read.
+    /// [`StateError`] if it cannot be read, or something of it is missing.
     pub fn open(dir: &Path) -> Result<SledState, StateError> {
         std::fs::create_dir_all(dir).map_err(files::fail(dir))?;
         let mut state =
             SledState { dir: dir.to_owned(), image: None, forgotten: 0, free_bytes: room::free_bytes };
-        let current = files::current(dir)?;
-        files::remove_others(dir, current);
-        match current {
+        match files::current(dir)? {
             Some(number) => state.image = Some(Image::open(dir, number)?),
             None if old::is_there(dir) => state.renew()?,
             None => {}
         }
         Ok(state)
+    }
+
+    /// What was loaded and the raft log go together: what is not part of the image goes, and what is not whole will be cut
+    /// off with the next change.
+    pub fn accept(&self) {
+        let Some(image) = &self.image else { return };
+        files::remove_others(&self.dir, image.number);
+        match image.changes.tail() {
+            Some((path, tail @ Tail { next: Some(_), .. })) => tracing::error!(
+                path = %path.display(),
+                "{tail}: the disk or another program has changed it, unless the power was lost before it was synced; check \
+                 the disk. Nothing is lost, the raft log has what came after"
+            ),
+            Some((path, tail)) => tracing::warn!(
+                path = %path.display(),
+                "{tail}, as a crash in the middle of a write leaves it; the raft log has it"
+            ),
+            None => {}
+        }
+    }
+
+    /// No image is there, although there should be.
+    pub fn missing(&self, why: &str) -> StateError {
+        files::unnamed(&self.dir, why)
+    }
+
+    /// The image is not what it should be by the raft log: names what of it is damaged.
+    pub fn lacking(&self, what: &str) -> StateError {
+        let tail = self.image.as_ref().and_then(|image| image.changes.tail());
+        let (path, flaw) = match tail {
+            Some((path, tail)) => (path, format!("{tail}. ")),
+            None => (&*self.dir, String::new()),
+        };
+        Faults::of(path).damaged(format!("{flaw}{what}. Nothing was changed. {}", files::ADVICE))
     }
 
     /// Writes an image of an earlier version as one of this.
@@ -141,7 +176,7 @@ impl StateStore for SledState {
             return Err(error);
         }
         self.image = Some(image);
-        files::remove_others(&self.dir, Some(number));
+        files::remove_others(&self.dir, number);
         Ok(())
     }
 
@@ -177,18 +212,21 @@ impl StateStore for SledState {
 
 impl Image {
     fn open(dir: &Path, number: u64) -> Result<Image, StateError> {
-        let changes = Changes::open(&files::changes_file(dir, number))?;
+        let changes_file = files::changes_file(dir, number);
         let dir = files::image_dir(dir, number);
+        if !dir.is_dir() {
+            return Err(files::missing(&dir, "it is the image that is named by the file current"));
+        }
+        let changes = Changes::open(&changes_file)?;
         let size = files::size(&dir)?;
-        Ok(Image { dir, changes, size, failed: false })
+        Ok(Image { number, dir, changes, size, failed: false })
     }
 
     /// A new image, all of it durable, and not the current one yet.
     fn make(dir: &Path, number: u64, identity: Identity, state: &Snapshot) -> Result<Image, StateError> {
         with_database(&files::image_dir(dir, number), |database| database.fill(identity, state))?;
-        let image = Image::open(dir, number)?;
-        image.changes.sync()?;
-        Ok(image)
+        Changes::create(&files::changes_file(dir, number))?;
+        Image::open(dir, number)
     }
 
     /// What the database holds, with all of the changes.
