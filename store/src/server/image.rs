@@ -8,8 +8,8 @@
 //! that failed or when there is too much of it, the whole state is written anew, beside the old image. So it is when the
 //! changes have grown; if that fails, changes go on being added to the old image.
 //!
-//! When the disk is low (see `space`), the image is what the member can do about it: what can be made durable is, and the
-//! log is told to keep no more than it must.
+//! When the disk is low (see `space`), or there will soon be no room for another image, this is what the member can do about
+//! it: what changed is made durable at once, and the log is told to keep no more than it must.
 
 mod pause;
 mod unwritten;
@@ -31,6 +31,8 @@ pub const JOB_QUEUE: usize = 8;
 /// How often changes are written. Longer means that more changes of one key, and more events that have left the
 /// history again, cost nothing; a restart applies what came since from the log.
 const PERIOD: Duration = Duration::from_secs(3);
+/// The same where room is short.
+const SHORT_PERIOD: Duration = Duration::from_millis(500);
 /// How often it is tried to take over a snapshot for which there is no room.
 const INSTALL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -66,10 +68,10 @@ pub struct Imager<S> {
     changes_pause: Pause,
     /// Before everything is written again.
     whole_pause: Pause,
-    /// There was no room for a new image.
-    cramped: bool,
     /// There was an alarm when this was last looked at.
     low: bool,
+    /// Room was short then.
+    short: bool,
 }
 
 impl<S: StateStore> Imager<S> {
@@ -99,8 +101,8 @@ impl<S: StateStore> Imager<S> {
             unwritten: Unwritten::default(),
             changes_pause: Pause::default(),
             whole_pause: Pause::default(),
-            cramped: false,
             low: false,
+            short: false,
         }
     }
 
@@ -110,7 +112,7 @@ impl<S: StateStore> Imager<S> {
     /// [`StateError`] if a snapshot from the leader cannot be put on disk, and not for want of room; the member must end.
     pub fn run(mut self) -> Result<(), StateError> {
         loop {
-            match self.jobs.recv_timeout(PERIOD) {
+            match self.jobs.recv_timeout(if self.short { SHORT_PERIOD } else { PERIOD }) {
                 Ok(Job::Write(done)) => {
                     self.write(false);
                     let _ = done.send(());
@@ -166,13 +168,17 @@ impl<S: StateStore> Imager<S> {
     /// Does what is due, whatever happened last: what was owed, what makes room, and a new image.
     fn settle(&mut self) {
         let low = self.shared.room.is_low();
+        let short = low || self.state.usage().is_tight();
         if low != std::mem::replace(&mut self.low, low) {
             self.changes_pause.hurry(now());
             self.whole_pause.hurry(now());
-            // The log is to keep less now.
-            self.told = if low { 0 } else { self.told };
         }
-        if self.owed || low && self.shared.applied.load(Ordering::SeqCst) > self.durable {
+        if short && !self.short {
+            // The log is to keep less now.
+            self.told = 0;
+        }
+        self.short = short;
+        if self.owed || short && self.shared.applied.load(Ordering::SeqCst) > self.durable {
             self.checkpoint();
         }
         let is_due = !self.takes_changes() || self.state.usage().is_image_due();
@@ -199,8 +205,7 @@ impl<S: StateStore> Imager<S> {
 
     /// Tells the raft thread how far the image is durable. If that is too busy to hear it, it is told later.
     fn tell(&mut self) {
-        let short = self.low || self.cramped;
-        let input = if short { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
+        let input = if self.short { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
         if self.durable > self.told && self.inputs.try_send(input).is_ok() {
             self.told = self.durable;
         }
@@ -266,7 +271,7 @@ impl<S: StateStore> Imager<S> {
     /// Everything is durable up to here.
     fn is_written(&mut self, tree_index: u64, raft_index: u64) {
         (self.written, self.applied, self.durable) = (tree_index, raft_index, raft_index);
-        (self.owed, self.cramped) = (false, false);
+        self.owed = false;
         self.unwritten.clear();
         self.changes_pause.succeed();
         self.whole_pause.succeed();
@@ -280,10 +285,6 @@ impl<S: StateStore> Imager<S> {
 
     fn whole_failed(&mut self, error: &StateError) {
         let pause = self.whole_pause.fail(now());
-        if error.is_full() && !self.cramped {
-            // The log is to keep less now.
-            (self.cramped, self.told) = (true, 0);
-        }
         if self.takes_changes() {
             tracing::warn!(
                 %error,

@@ -42,10 +42,14 @@ impl Usage {
     /// Whether a new image should take the place of the old one and its changes: they have grown, or will soon leave no
     /// room for another. Pure.
     pub fn is_image_due(self) -> bool {
-        // A state that has grown takes its place and that of its changes; one that has not takes less.
-        let another = self.image.saturating_add(self.changes).saturating_add(TIGHT_MARGIN);
-        let tight = self.free < another && self.changes > MIN_TIGHT_BYTES.max(self.image / 4);
+        let tight = self.is_tight() && self.changes > MIN_TIGHT_BYTES.max(self.image / 4);
         tight || self.changes > MIN_GROWN_BYTES.max(self.image)
+    }
+
+    /// Whether there will soon be no room for another image. Pure.
+    pub fn is_tight(self) -> bool {
+        // A state that has grown takes its place and that of its changes; one that has not takes less.
+        self.free < self.image.saturating_add(self.changes).saturating_add(TIGHT_MARGIN)
     }
 }
 
