@@ -31,6 +31,14 @@ impl Volume {
     /// # Errors
     /// When not root, a program is missing, or the kernel refuses.
     pub fn new() -> Result<Self> {
+        Self::with_mib(VOLUME_MIB)
+    }
+
+    /// One of so many MiB.
+    ///
+    /// # Errors
+    /// As [`Volume::new`].
+    pub fn with_mib(mib: u64) -> Result<Self> {
         static SWEPT: OnceLock<()> = OnceLock::new();
         require_root()?;
         SWEPT.get_or_init(|| {
@@ -38,14 +46,14 @@ impl Volume {
                 eprintln!("what killed tests left mounted stays: {error:#}");
             }
         });
-        Self::of(std::process::id())
+        Self::of(std::process::id(), mib)
     }
 
     /// One that is known as that of a process.
-    fn of(pid: u32) -> Result<Self> {
+    fn of(pid: u32, mib: u64) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("{PREFIX}{pid}-")).tempdir()?;
         let (image, mount) = (dir.path().join("image"), dir.path().join("mount"));
-        std::fs::File::create(&image)?.set_len(VOLUME_MIB << 20)?;
+        std::fs::File::create(&image)?.set_len(mib << 20)?;
         std::fs::create_dir(&mount)?;
         command::run(Command::new(tool("mkfs.ext4")?).args(["-q", "-F", "-m", "0"]).arg(&image))?.ok()?;
         command::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?.ok()?;
@@ -157,7 +165,7 @@ mod tests {
         let mut ended = Command::new("true").spawn()?;
         ended.wait()?;
         let mine = Volume::new()?;
-        let left = Volume::of(ended.id())?;
+        let left = Volume::of(ended.id(), VOLUME_MIB)?;
         let dir = left.dir.path().to_owned();
         let frozen = left.freeze()?;
         // Nothing but the thaw ends this one, not even SIGKILL.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::{Cluster, Server};
 use weft_tests::command;
+use weft_tests::http::Request;
 use weft_tests::process::one_at_a_time;
 use weft_tests::programs;
 use weft_tests::volume::Volume;
@@ -163,6 +164,59 @@ fn when_all_disks_are_full_reads_go_on_until_there_is_room() -> Result<()> {
     for n in ALL {
         write(&cluster, n, &format!("again-{n}"), 5, 10)?;
     }
+    Ok(())
+}
+
+/// A few keys are written again and again, so that log and image together would take more than the disk has: the member
+/// makes room before there is an alarm, or soon after.
+#[test]
+fn a_disk_that_a_member_fills_by_itself_it_also_empties() -> Result<()> {
+    const MIB: usize = 560;
+    let _turn = one_at_a_time();
+    let volumes = [Volume::with_mib(MIB as u64)?];
+    let mut cluster = on_volumes(&volumes)?;
+    cluster.wait_healthy()?;
+    let endpoint = cluster.members[0].endpoint();
+    let value = "v".repeat(1 << 20);
+    let mut written = 0;
+    while written < 450 {
+        let Err(error) = endpoint.set(&format!("/k{}", written % 4), &value) else {
+            written += 1;
+            continue;
+        };
+        ensure!(format!("{error:#}").contains("no space"), "{error:#}");
+        cluster.members[0].wait_healthy(SOON).with_context(|| format!("after {written} writes"))?;
+    }
+
+    endpoint.set("/k0", "last")?;
+    cluster.members[0].kill9()?;
+    cluster.members[0].start()?;
+    cluster.members[0].wait_healthy(SOON)?;
+    ensure!(endpoint.value("/k0", false)? == "last" && endpoint.value("/k1", false)? == value);
+    Ok(())
+}
+
+#[test]
+fn deletes_are_taken_and_durable_while_writes_are_refused() -> Result<()> {
+    let _turn = one_at_a_time();
+    let volumes = [Volume::new()?];
+    let mut cluster = on_volumes(&volumes)?;
+    cluster.wait_healthy()?;
+    write(&cluster, 0, "kept", 3, 100_000)?;
+    volumes[0].fill(20 << 20)?;
+    is_short_of_room(&cluster, 0)?;
+    refuses_writes(&cluster, 0)?;
+    let endpoint = cluster.members[0].endpoint();
+    let delete = Request { method: "DELETE", target: "/v2/keys/kept/1", ..Request::default() };
+    let reply = endpoint.send(&delete)?;
+    ensure!(reply.status == 200, "{}: {}", reply.status, reply.text());
+    refuses_writes(&cluster, 0)?;
+    cluster.members[0].kill9()?;
+    volumes[0].clear()?;
+    cluster.members[0].start()?;
+    cluster.members[0].wait_healthy(SOON)?;
+    ensure!(endpoint.get("/v2/keys/kept/1")?.status == 404, "it was deleted");
+    ensure!(endpoint.value("/kept/2", false)?.starts_with("2-"));
     Ok(())
 }
 
