@@ -90,7 +90,8 @@ impl StateError {
     pub fn is_full(&self) -> bool {
         match self {
             StateError::NoRoom { .. } => true,
-            StateError::File { source, .. } | StateError::Engine { source: ::sled::Error::Io(source), .. } => {
+            StateError::File { source, .. }
+            | StateError::Engine { source: ::sled::Error::Io(source), .. } => {
                 crate::log::disk::is_full(source)
             }
             StateError::Engine { .. } | StateError::Damaged { .. } | StateError::Digest { .. } => false,
