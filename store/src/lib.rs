@@ -26,6 +26,8 @@ pub mod server;
 pub mod snapshot;
 #[cfg(feature = "server")]
 pub mod state;
+#[cfg(all(test, feature = "server"))]
+mod told;
 #[cfg(feature = "server")]
 pub mod tree;
 #[cfg(feature = "server")]

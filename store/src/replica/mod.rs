@@ -289,7 +289,9 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
         self.core.shrink();
     }
 
+    /// Never beyond what raft knows to be applied: an election looks at what follows that.
     fn compact(&mut self, index: u64) {
+        let index = index.min(self.applied);
         if index <= self.core.log().truncated().index {
             return;
         }
@@ -338,7 +340,7 @@ impl<L: LogStore, R: Asker> Replica<L, R> {
             }
         }
         if !behind {
-            refused.extend(self.proposals.propose_fresh(&mut self.core));
+            refused.extend(self.proposals.propose_fresh(&mut self.core, now.monotonic));
         }
         if now.monotonic >= self.next_tick {
             // After a pause of the whole process one tick is enough: others' messages come first.

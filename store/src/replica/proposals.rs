@@ -44,9 +44,15 @@ impl Proposals {
         self.fresh.push(proposal);
     }
 
-    /// Proposes what was taken; returns what is refused.
-    pub(super) fn propose_fresh<L: LogStore>(&mut self, core: &mut Core<L>) -> Vec<(u64, Refused)> {
-        let fresh = std::mem::take(&mut self.fresh);
+    /// Proposes what was taken, but for what nobody waits for any more: it may have been taken long ago, while applying was
+    /// behind. Returns what is refused.
+    pub(super) fn propose_fresh<L: LogStore>(
+        &mut self,
+        core: &mut Core<L>,
+        now: Instant,
+    ) -> Vec<(u64, Refused)> {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|proposal| proposal.deadline > now);
         self.propose(core, fresh)
     }
 

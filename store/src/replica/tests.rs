@@ -2,15 +2,13 @@
 
 //! Single rules, on a member alone or on one whose leader is played by the test.
 
-use std::sync::Arc;
-
-use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
 
 use super::*;
 use crate::log::LogError;
 use crate::log::mem::MemLog;
 use crate::node::CoreConfig;
+use crate::told::Told;
 
 const START: Position = Position { index: 3, term: 1 };
 const TICK: Duration = Duration::from_millis(100);
@@ -277,6 +275,39 @@ fn proposals_wait_while_applying_is_behind() {
     assert_eq!(first.len() + stage.numbers().len(), 100);
 }
 
+/// An election looks at what follows the last applied entry, as far as raft knows it.
+#[test]
+fn the_log_is_not_compacted_beyond_what_raft_knows_to_be_applied() {
+    let mut stage = Stage::new(&[1, 2]);
+    stage.append(4, 20, "");
+    let (_, last) = stage.work();
+    stage.replica.applied(10);
+    stage.replica.shrink(last);
+    assert_eq!(stage.replica.log().truncated().index, 10);
+    stage.step(MessageType::MsgTimeoutNow, |_| ());
+    stage.round();
+    stage.replica.applied(last);
+    stage.replica.shrink(last);
+    assert_eq!(stage.replica.log().truncated().index, last);
+}
+
+#[test]
+fn a_proposal_is_not_made_after_its_deadline_when_applying_is_behind_no_more() {
+    let mut stage = Stage::new(&[1]);
+    stage.round();
+    for number in 0..80 {
+        stage.propose(number, 150);
+        stage.round();
+    }
+    let (first, last) = stage.work();
+    assert!(first.len() < 80);
+    stage.propose(80, 1000);
+    stage.now += Duration::from_millis(500);
+    stage.replica.applied(last);
+    stage.round();
+    assert_eq!(stage.numbers(), [80], "whoever asked for the others has been told that they failed");
+}
+
 #[test]
 fn a_follower_takes_no_entries_while_applying_is_behind() {
     let mut stage = Stage::new(&[1, 2]);
@@ -494,23 +525,9 @@ fn a_proposal_from_a_peer_that_is_no_command_is_refused() {
 
 /// What is written to the log while `act` runs.
 fn logged(act: impl FnOnce()) -> String {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    tracing::subscriber::with_default(subscriber, act);
-    let bytes = lines.0.lock().clone();
-    String::from_utf8(bytes).unwrap()
+    let told = Told::listen();
+    act();
+    told.text()
 }
 
 #[test]

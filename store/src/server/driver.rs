@@ -200,8 +200,14 @@ impl<L: LogStore> Driver<L> {
             }
             Input::Unreachable(id) => self.replica.report_unreachable(id),
             Input::SnapshotSent { to, sent } => self.replica.report_snapshot(to, sent),
-            Input::Durable(index) => self.replica.durable(index),
-            Input::Shrink(index) => self.replica.shrink(index),
+            Input::Durable(index) => {
+                self.show_applied();
+                self.replica.durable(index);
+            }
+            Input::Shrink(index) => {
+                self.show_applied();
+                self.replica.shrink(index);
+            }
             Input::Wake => {}
             Input::HandOver(among) => self.replica.hand_over(among.as_deref()),
             Input::Stop => self.stopping = true,
@@ -243,6 +249,11 @@ impl<L: LogStore> Driver<L> {
         self.outbox.peers.forget_snapshot_except(self.replica.snapshot_index());
         // Raised before the index is read: an index that is published after that finds it raised.
         self.shared.reads_wait.store(self.replica.waits_for_apply(), Ordering::SeqCst);
+        self.show_applied();
+    }
+
+    /// What is durable is applied, and the log can only go as far as raft knows that.
+    fn show_applied(&mut self) {
         let applied = self.shared.applied.load(Ordering::SeqCst);
         for sender in self.replica.applied(applied) {
             let _ = sender.send(());

@@ -68,10 +68,21 @@ pub struct Imager<S> {
     changes_pause: Pause,
     /// Before everything is written again.
     whole_pause: Pause,
-    /// There was an alarm when this was last looked at.
-    low: bool,
-    /// Room was short then.
-    short: bool,
+    /// How much room there was when this was last looked at.
+    room: Scarcity,
+    /// A new image could not be written for another reason than want of room; changes go on.
+    whole_fault: bool,
+}
+
+/// How scarce room on the disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scarcity {
+    /// It is not.
+    Enough,
+    /// There may soon be no room for another image.
+    Tight,
+    /// There is an alarm.
+    Alarm,
 }
 
 impl<S: StateStore> Imager<S> {
@@ -101,8 +112,8 @@ impl<S: StateStore> Imager<S> {
             unwritten: Unwritten::default(),
             changes_pause: Pause::default(),
             whole_pause: Pause::default(),
-            low: false,
-            short: false,
+            room: Scarcity::Enough,
+            whole_fault: false,
         }
     }
 
@@ -112,7 +123,7 @@ impl<S: StateStore> Imager<S> {
     /// [`StateError`] if a snapshot from the leader cannot be put on disk, and not for want of room; the member must end.
     pub fn run(mut self) -> Result<(), StateError> {
         loop {
-            match self.jobs.recv_timeout(if self.short { SHORT_PERIOD } else { PERIOD }) {
+            match self.jobs.recv_timeout(if self.room == Scarcity::Enough { PERIOD } else { SHORT_PERIOD }) {
                 Ok(Job::Write(done)) => {
                     self.write(false);
                     let _ = done.send(());
@@ -167,17 +178,18 @@ impl<S: StateStore> Imager<S> {
 
     /// Does what is due, whatever happened last: what was owed, what makes room, and a new image.
     fn settle(&mut self) {
-        let low = self.shared.room.is_low();
-        let short = low || self.state.usage().is_tight();
-        if low != std::mem::replace(&mut self.low, low) {
+        let room = match (self.shared.room.is_low(), self.state.usage().is_tight()) {
+            (true, _) => Scarcity::Alarm,
+            (false, true) => Scarcity::Tight,
+            (false, false) => Scarcity::Enough,
+        };
+        let shrank = self.shrinks();
+        let before = std::mem::replace(&mut self.room, room);
+        if (room == Scarcity::Alarm) != (before == Scarcity::Alarm) {
             self.changes_pause.hurry(now());
             self.whole_pause.hurry(now());
         }
-        if short && !self.short {
-            // The log is to keep less now.
-            self.told = 0;
-        }
-        self.short = short;
+        let short = room != Scarcity::Enough;
         if self.owed || short && self.shared.applied.load(Ordering::SeqCst) > self.durable {
             self.checkpoint();
         }
@@ -185,7 +197,21 @@ impl<S: StateStore> Imager<S> {
         if is_due && self.whole_pause.is_over(now()) {
             self.write_whole();
         }
+        if self.shrinks() && !shrank {
+            // The log is to keep less now.
+            self.told = 0;
+        }
         self.tell();
+    }
+
+    /// Whether the log is to keep no more than it must: there is an alarm, or no room for the image that is due. Short of
+    /// that what followers may want is worth its room, for a snapshot would take more.
+    fn shrinks(&self) -> bool {
+        match self.room {
+            Scarcity::Enough => false,
+            Scarcity::Tight => self.whole_pause.has_failed(),
+            Scarcity::Alarm => true,
+        }
     }
 
     /// Writes what changed and makes it durable. What cannot be written does not keep the rest from being made durable.
@@ -205,7 +231,7 @@ impl<S: StateStore> Imager<S> {
 
     /// Tells the raft thread how far the image is durable. If that is too busy to hear it, it is told later.
     fn tell(&mut self) {
-        let input = if self.short { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
+        let input = if self.shrinks() { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
         if self.durable > self.told && self.inputs.try_send(input).is_ok() {
             self.told = self.durable;
         }
@@ -238,7 +264,9 @@ impl<S: StateStore> Imager<S> {
                 self.written = delta.whole().tree().index();
                 self.applied = delta.whole().applied().index;
                 self.changes_pause.succeed();
-                *self.shared.image_fault.lock() = None;
+                if !self.whole_fault {
+                    *self.shared.image_fault.lock() = None;
+                }
                 true
             }
             Err(error) => {
@@ -275,6 +303,7 @@ impl<S: StateStore> Imager<S> {
         self.unwritten.clear();
         self.changes_pause.succeed();
         self.whole_pause.succeed();
+        self.whole_fault = false;
         *self.shared.image_fault.lock() = None;
     }
 
@@ -285,7 +314,8 @@ impl<S: StateStore> Imager<S> {
 
     fn whole_failed(&mut self, error: &StateError) {
         let pause = self.whole_pause.fail(now());
-        if self.takes_changes() {
+        self.whole_fault = !error.is_full();
+        if self.takes_changes() && error.is_full() {
             tracing::warn!(
                 %error,
                 again_in = ?pause,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -22,6 +23,9 @@ use super::watching::Watch;
 use crate::wire::command::Command;
 use crate::wire::v2::{self, ApiError};
 use crate::wire::v2_request::{self, Get, Method, Request};
+
+/// How long the answer to a write that is done waits for room at least, however long the write took.
+const LEAST_WAIT: Duration = Duration::from_millis(500);
 
 /// Answers a request below `/v2/keys` from the client at `from`; `key` is the decoded rest of the path.
 pub async fn answer(
@@ -66,6 +70,7 @@ async fn try_answer(
             Ok(response)
         }
         Request::Write { write, no_value } => {
+            let by = now() + handle.timeout();
             let op = write.into_op(now_ns());
             let kind = Kind::from(&op);
             let result = handle.propose(Command::V2(op)).await;
@@ -76,10 +81,11 @@ async fn try_answer(
             } else {
                 let make = || v2::event_body(&event, now_ns());
                 let room = handle.limits().answers(from);
-                // It is done, so there is nothing to refuse any more. Without room the answer says only that.
-                timeout(handle.timeout(), fitted(&room, v2::event_size(&event), make))
+                // It is done, so there is nothing to refuse any more. Without room the answer leaves out the value.
+                let left = by.saturating_duration_since(now()).max(LEAST_WAIT);
+                timeout(left, fitted(&room, v2::event_size(&event), make))
                     .await
-                    .unwrap_or_else(|_| v2::action_body(&event).into())
+                    .unwrap_or_else(|_| v2::short_event_body(&event, now_ns()).into())
             };
             let status = if event.is_creation() { StatusCode::CREATED } else { StatusCode::OK };
             let mut response = json_response(handle, status, event.index(), Answer::full(body));

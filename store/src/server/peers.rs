@@ -31,8 +31,6 @@ mod split;
 mod spool;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod told;
 
 use std::time::Duration;
 

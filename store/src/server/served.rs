@@ -97,7 +97,7 @@ pub(super) async fn fitted(room: &ClientRoom, estimate: usize, make: impl Fn() -
 pub(super) struct Served {
     answer: Answer,
     asked: Asked,
-    /// An HTTP/2 client may leave an answer of any length where it is, so each of them is due.
+    /// An HTTP/2 client may leave an answer of any length where it is, so each of them is due, also one without a body.
     _due: Option<Due>,
     /// What is due of an answer that comes in pieces.
     pieces: Option<u64>,
@@ -107,15 +107,20 @@ pub(super) struct Served {
 impl Served {
     /// `turn` is the request's place among all requests.
     pub(super) fn new(answer: Answer, asked: Asked, turn: Option<OwnedSemaphorePermit>) -> Served {
-        let (mut due, mut pieces) = (None, None);
+        let (mut due, mut pieces, mut turn) = (None, None, turn);
         let answer = match answer {
             Answer::Full(Some(bytes)) if bytes.len() > OWN_BYTES => {
                 let due = asked.due(bytes.len());
                 pieces = Some(due.id);
                 Answer::Full(Some(holding(bytes, due)))
             }
+            // The stream takes it whole as soon as its window is open at all, and keeps what does not fit.
+            Answer::Full(Some(bytes)) if asked.is_http2 && !bytes.is_empty() => {
+                let due = asked.due(bytes.len());
+                Answer::Full(Some(holding(bytes, (due, turn.take()))))
+            }
             Answer::Full(bytes) if asked.is_http2 => {
-                due = Some(asked.due(bytes.as_ref().map_or(0, Bytes::len)));
+                due = Some(asked.due(0));
                 Answer::Full(bytes)
             }
             other => other,
@@ -217,9 +222,13 @@ mod tests {
         for (is_http2, expected) in [(false, None), (true, Some(Late::Answer))] {
             let place = place();
             let asked = Asked::new(Arc::clone(&place.guest), is_http2);
-            let served = Served::new(Answer::full("{}"), asked, None);
+            let mut served = Served::new(Answer::full("{}"), asked, None);
             assert_eq!(late(&place), expected);
+            let bytes = next(&mut served).unwrap();
             drop(served);
+            // A window of one byte is enough for the stream to take all, and to keep it.
+            assert_eq!(late(&place), expected.or(Some(Late::Idle)));
+            drop(bytes);
             assert_eq!(late(&place), Some(Late::Idle));
         }
     }

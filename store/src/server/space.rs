@@ -179,7 +179,8 @@ impl Space {
     /// Looks how much room there is, and raises or ends the alarm.
     pub fn look(&mut self) {
         let Some((free, dir)) = self.least() else { return };
-        let takes_deletes = free >= ENOUGH_FOR_DELETES && !self.failed;
+        let waits = self.room.write_waits.load(Ordering::SeqCst);
+        let takes_deletes = free >= ENOUGH_FOR_DELETES && !waits;
         self.room.takes_deletes.store(takes_deletes, Ordering::Relaxed);
         match (self.level.low, self.level.after(free, self.held).low) {
             (false, true) => self.raise(free, &dir),
@@ -389,6 +390,11 @@ mod tests {
         assert_eq!(room.refuses(&delete), None);
         space.found_none();
         assert!(room.refuses(&delete).is_some(), "it would wait for room");
+        space.look();
+        assert!(room.refuses(&delete).is_some(), "a write still waits");
+        room.is_written();
+        space.look();
+        assert_eq!(room.refuses(&delete), None, "writes succeed again");
     }
 
     #[test]

@@ -146,18 +146,32 @@ pub(super) const ADVICE: &str = "If it can be read elsewhere as it was when this
 /// Makes image `number` the current one, durably and in one step. The image must be durable.
 ///
 /// # Errors
-/// [`StateError::File`]; then either may be the current one.
-pub(super) fn set_current(dir: &Path, number: u64) -> Result<(), StateError> {
-    let (new, path) = (dir.join(CURRENT_NEW), dir.join(CURRENT));
+/// [`NotSet`].
+pub(super) fn set_current(dir: &Path, number: u64) -> Result<(), NotSet> {
+    write_name(dir, number).map_err(NotSet::Untried)?;
+    let path = dir.join(CURRENT);
+    fs::rename(dir.join(CURRENT_NEW), &path).map_err(fail(&path)).map_err(NotSet::Unknown)?;
+    sync_file(dir).map_err(NotSet::Unknown)
+}
+
+/// Why an image is not the current one for certain.
+#[derive(Debug)]
+pub(super) enum NotSet {
+    /// The one before is, as it was.
+    Untried(StateError),
+    /// Either may be.
+    Unknown(StateError),
+}
+
+fn write_name(dir: &Path, number: u64) -> Result<(), StateError> {
+    let new = dir.join(CURRENT_NEW);
     // The directory of the image is on disk before the name of it is.
     sync_file(dir)?;
     let written = File::create(&new).and_then(|mut file| {
         file.write_all(&seal(&number.to_be_bytes()))?;
         file.sync_all()
     });
-    written.map_err(fail(&new))?;
-    fs::rename(&new, &path).map_err(fail(&path))?;
-    sync_file(dir)
+    written.map_err(fail(&new))
 }
 
 /// A number that no image in `dir` has.
@@ -187,13 +201,22 @@ pub(super) fn remove_others(dir: &Path, current: u64) {
 /// # Errors
 /// [`StateError::File`].
 pub(super) fn try_room(dir: &Path, bytes: u64) -> Result<(), StateError> {
-    let path = dir.join(ROOM);
+    let path = room_file(dir);
     let taken = OsDisk.create(&path).and_then(|file| OsDisk.allocate(&file, 0, bytes));
     let removed = match fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
     taken.and(removed).map_err(fail(&path))
+}
+
+fn room_file(dir: &Path) -> PathBuf {
+    dir.join(ROOM)
+}
+
+/// Lets go of room that a killed process has left taken.
+pub(super) fn free_room(dir: &Path) {
+    remove(&room_file(dir));
 }
 
 /// Removes what there is of image `number`, as far as that is possible.

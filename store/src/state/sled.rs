@@ -17,7 +17,7 @@ use sled::{Batch, Db, Mode};
 
 use super::changes::Changes;
 use super::faults::Faults;
-use super::files::{self, Files};
+use super::files::{self, Files, NotSet};
 use super::room::{self, KEEP_FREE};
 use super::seal::{seal, unseal};
 use super::tail::Tail;
@@ -157,6 +157,7 @@ impl StateStore for SledState {
                 "too many new images could not be written; see to the disk and start this member again";
             return Err(Faults::of(&self.dir).damaged(what));
         }
+        files::free_room(&self.dir);
         let needed = room::image_bytes_of(state);
         if let Some(free) = (self.free_bytes)(&self.dir) {
             room::check(&self.dir, free, needed)?;
@@ -168,12 +169,19 @@ impl StateStore for SledState {
             self.forgotten += 1;
             files::remove_image(&self.dir, number);
         })?;
-        if let Err(error) = files::set_current(&self.dir, number) {
-            // Either may be the current one now: nothing more may go into the old one.
-            if let Some(old) = &mut self.image {
-                old.failed = true;
+        match files::set_current(&self.dir, number) {
+            Err(NotSet::Untried(error)) => {
+                files::remove_image(&self.dir, number);
+                return Err(error);
             }
-            return Err(error);
+            Err(NotSet::Unknown(error)) => {
+                // Nothing more may go into the old one.
+                if let Some(old) = &mut self.image {
+                    old.failed = true;
+                }
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         self.image = Some(image);
         files::remove_others(&self.dir, number);

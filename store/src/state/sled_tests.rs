@@ -206,6 +206,28 @@ fn after_a_failed_write_a_new_image_takes_its_place() {
     assert!(!dir.path().join("image-1").exists() && !dir.path().join("changes-1").exists());
 }
 
+/// The name of a new image cannot be written: the old one is as it was, and nothing is left of the new one.
+#[test]
+fn an_image_that_cannot_be_named_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut live = machine();
+    let mut state = open(dir.path());
+    state.replace(IDENTITY, &live.freeze()).unwrap();
+    live.tree.take_dirty();
+    let in_the_way = dir.path().join("current.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    state.write(&change(&mut live, 10)).unwrap();
+    assert!(state.replace(IDENTITY, &live.freeze()).is_err());
+    assert!(!dir.path().join("image-2").exists() && !dir.path().join("changes-2").exists());
+    state.write(&change(&mut live, 10)).unwrap();
+    assert_eq!(state.load().unwrap().unwrap().1.snapshot(), live.snapshot());
+    std::fs::remove_dir(&in_the_way).unwrap();
+    // Killed in the middle of trying for room, which is then not there for another try.
+    std::fs::write(dir.path().join("room"), b"taken").unwrap();
+    state.free_bytes = |dir| Some(if dir.join("room").exists() { 0 } else { u64::MAX });
+    state.replace(IDENTITY, &live.freeze()).unwrap();
+}
+
 /// What has changed does not grow without end, and a new image is the old one with its changes.
 #[test]
 fn many_changes_become_a_new_image() {

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::json;
-pub use super::v2_body::{action_body, event_body, event_size, get_body, get_size, get_size_within, rfc3339};
+pub use super::v2_body::{
+    action_body, event_body, event_size, get_body, get_size, get_size_within, rfc3339, short_event_body,
+};
 use crate::tree::{Code, TreeError};
 
 /// Where users' keys live in the tree; not part of what they see.

@@ -28,6 +28,17 @@ pub fn action_body(event: &Event) -> String {
     format!("{{\"action\":\"{}\"}}\n", event.action.as_str())
 }
 
+/// The body of an answer with an event where there is no room for more: of the node all but its value and children, for
+/// its name may be new to the client.
+pub fn short_event_body(event: &Event, now_ns: i64) -> String {
+    let mut out = format!("{{\"action\":\"{}\",\"node\":", event.action.as_str());
+    let fields = Fields { value: None, ..Fields::from(&event.node) };
+    let start = fields.open(&mut out, &event.node.path, now_ns);
+    fields.close(&mut out, start);
+    out.push_str("}\n");
+    out
+}
+
 /// The body of the answer to a look at a node. `size` is what [`get_size`] says of it.
 pub fn get_body(node: &FrozenNode, size: usize, now_ns: i64) -> String {
     let mut out = String::with_capacity(size);
@@ -112,13 +123,7 @@ fn write_shown(out: &mut String, path: &mut String, shown: Shown<'_>, now_ns: i6
 
 /// A node in an event.
 fn write_view(out: &mut String, node: &NodeView, now_ns: i64) {
-    let fields = Fields {
-        value: node.value.as_deref(),
-        dir: node.dir,
-        expires_ns: node.expires_ns,
-        modified: node.modified,
-        created: node.created,
-    };
+    let fields = Fields::from(node);
     let start = fields.open(out, &node.path, now_ns);
     write_nodes(out, start, node.nodes.iter(), |out, child| write_view(out, child, now_ns));
     fields.close(out, start);
@@ -154,6 +159,18 @@ struct Fields<'a> {
     expires_ns: Option<i64>,
     modified: u64,
     created: u64,
+}
+
+impl<'a> From<&'a NodeView> for Fields<'a> {
+    fn from(node: &'a NodeView) -> Fields<'a> {
+        Fields {
+            value: node.value.as_deref(),
+            dir: node.dir,
+            expires_ns: node.expires_ns,
+            modified: node.modified,
+            created: node.created,
+        }
+    }
 }
 
 impl Fields<'_> {

@@ -280,7 +280,7 @@ async fn write_message(stream: &mut (impl AsyncWrite + Unpin), mut queued: Queue
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::server::peers::told::Told;
+    use crate::told::Told;
 
     #[test]
     fn a_link_that_lasts_is_told_and_makes_everything_news() {

@@ -264,7 +264,7 @@ async fn large_messages_that_wait_are_bounded() {
 #[tokio::test]
 async fn a_listener_that_cannot_accept_says_so_once() {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let told = told::Told::listen();
+    let told = crate::told::Told::listen();
     let stage = stage(&["127.0.0.1:9"]).await;
     // It does not listen, so that every accept fails.
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
@@ -282,7 +282,7 @@ async fn a_listener_that_cannot_accept_says_so_once() {
 /// A member that takes the hello and then refuses what is sent.
 #[tokio::test]
 async fn a_link_that_is_lost_again_and_again_is_not_told_each_time() {
-    let told = told::Told::listen();
+    let told = crate::told::Told::listen();
     let stage = stage(&["127.0.0.1:9"]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
