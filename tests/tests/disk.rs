@@ -171,7 +171,7 @@ fn when_all_disks_are_full_reads_go_on_until_there_is_room() -> Result<()> {
 /// makes room before there is an alarm, or soon after.
 #[test]
 fn a_disk_that_a_member_fills_by_itself_it_also_empties() -> Result<()> {
-    const MIB: usize = 640;
+    const MIB: usize = 768;
     let _turn = one_at_a_time();
     let volumes = [Volume::with_mib(MIB as u64)?];
     let mut cluster = on_volumes(&volumes)?;

@@ -183,13 +183,16 @@ impl<S: StateStore> Imager<S> {
             (false, true) => Scarcity::Tight,
             (false, false) => Scarcity::Enough,
         };
-        let shrank = self.shrinks();
         let before = std::mem::replace(&mut self.room, room);
         if (room == Scarcity::Alarm) != (before == Scarcity::Alarm) {
             self.changes_pause.hurry(now());
             self.whole_pause.hurry(now());
         }
         let short = room != Scarcity::Enough;
+        if short && before == Scarcity::Enough {
+            // The log is to keep less now.
+            self.told = 0;
+        }
         if self.owed || short && self.shared.applied.load(Ordering::SeqCst) > self.durable {
             self.checkpoint();
         }
@@ -197,21 +200,13 @@ impl<S: StateStore> Imager<S> {
         if is_due && self.whole_pause.is_over(now()) {
             self.write_whole();
         }
-        if self.shrinks() && !shrank {
-            // The log is to keep less now.
-            self.told = 0;
-        }
         self.tell();
     }
 
-    /// Whether the log is to keep no more than it must: there is an alarm, or no room for the image that is due. Short of
-    /// that what followers may want is worth its room, for a snapshot would take more.
+    /// Whether the log is to keep no more than it must. So it is long before there is an alarm: what it keeps for followers is
+    /// then the room that a new image needs.
     fn shrinks(&self) -> bool {
-        match self.room {
-            Scarcity::Enough => false,
-            Scarcity::Tight => self.whole_pause.has_failed(),
-            Scarcity::Alarm => true,
-        }
+        self.room != Scarcity::Enough
     }
 
     /// Writes what changed and makes it durable. What cannot be written does not keep the rest from being made durable.

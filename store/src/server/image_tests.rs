@@ -249,7 +249,7 @@ fn an_image_that_does_not_fit_holds_nothing_up() {
         stage.later();
         assert!(stage.has_all() && !stage.is_unwell());
         stage.imager.checkpoint();
-        assert_eq!(stage.told().last(), Some(&("shrink", index)), "the log is to make room for it");
+        assert_eq!(stage.told(), [("shrink", index)], "the log is to make room for it");
     }
     stage.is(|wrong| &wrong.no_room_for_an_image, false);
     let index = stage.set("/1/last");
