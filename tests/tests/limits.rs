@@ -227,9 +227,13 @@ fn a_full_member_lets_in_who_asks_and_keeps_its_own_descriptors() -> Result<()> 
 
     // Eleven that are at work for some seconds, and the house is full.
     let head = put_head("slow", 100_000);
-    let slow: Vec<Raw> = (0..11).map(|_| Raw::open(address, head.as_bytes())).collect::<Result<_>>()?;
+    let mut slow: Vec<Raw> = (0..11).map(|_| Raw::open(address, head.as_bytes())).collect::<Result<_>>()?;
     let turned_away = wait_for("a full house", LIMIT, || {
         let reply = endpoint.get("/v2/keys/a")?;
+        if reply.status != 503 {
+            // One of them has found the place of an earlier request taken, which has been left since.
+            slow.push(Raw::open(address, head.as_bytes())?);
+        }
         ensure!(reply.status == 503, "{}", reply.status);
         Ok(reply)
     })?;
