@@ -22,6 +22,8 @@ pub mod node;
 pub mod replica;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(all(test, feature = "server"))]
+mod small_disk;
 #[cfg(feature = "server")]
 pub mod snapshot;
 #[cfg(feature = "server")]

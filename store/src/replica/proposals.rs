@@ -44,31 +44,35 @@ impl Proposals {
         self.fresh.push(proposal);
     }
 
-    /// Proposes what was taken, but for what nobody waits for any more: it may have been taken long ago, while applying was
-    /// behind. Returns what is refused.
+    /// Proposes what was taken, perhaps long ago, while applying was behind; returns what is refused.
     pub(super) fn propose_fresh<L: LogStore>(
         &mut self,
         core: &mut Core<L>,
         now: Instant,
     ) -> Vec<(u64, Refused)> {
-        let mut fresh = std::mem::take(&mut self.fresh);
-        fresh.retain(|proposal| proposal.deadline > now);
-        self.propose(core, fresh)
+        let fresh = std::mem::take(&mut self.fresh);
+        self.propose(core, fresh, now)
     }
 
-    /// Tries again with what waited for a leader, but for what nobody waits for any more.
+    /// Tries again with what waited for a leader.
     pub(super) fn retry_held<L: LogStore>(
         &mut self,
         core: &mut Core<L>,
         now: Instant,
     ) -> Vec<(u64, Refused)> {
-        let mut held = std::mem::take(&mut self.held);
-        held.retain(|proposal| proposal.deadline > now);
-        self.propose(core, held)
+        let held = std::mem::take(&mut self.held);
+        self.propose(core, held, now)
     }
 
-    /// Proposes as few and as large messages as raft takes; what it refuses waits for a leader.
-    fn propose<L: LogStore>(&mut self, core: &mut Core<L>, proposals: Vec<Proposal>) -> Vec<(u64, Refused)> {
+    /// Proposes as few and as large messages as raft takes, but not what nobody waits for any more; what raft refuses waits
+    /// for a leader.
+    fn propose<L: LogStore>(
+        &mut self,
+        core: &mut Core<L>,
+        mut proposals: Vec<Proposal>,
+        now: Instant,
+    ) -> Vec<(u64, Refused)> {
+        proposals.retain(|proposal| proposal.deadline > now);
         let mut rest = proposals.as_slice();
         while !rest.is_empty() {
             let mut bytes = 0;

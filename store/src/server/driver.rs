@@ -14,7 +14,7 @@ use raft::eraftpb::{Message, Snapshot};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::apply::Task;
-use super::handle::{Refusal, Shared, now, now_ns};
+use super::handle::{Refusal, Shared, left, now, now_ns};
 use super::peers::{Arrived, Delivery, Peers};
 use crate::log::LogStore;
 use crate::machine::Machine;
@@ -160,7 +160,7 @@ impl<L: LogStore> Driver<L> {
     /// What makes it impossible to go on; the member must end.
     pub fn run(mut self) -> Result<(), CoreError> {
         while !self.stopping {
-            match self.inputs.recv_timeout(self.replica.next_tick().saturating_duration_since(now())) {
+            match self.inputs.recv_timeout(left(self.replica.next_tick())) {
                 Ok(input) => {
                     self.take(input);
                     for _ in 1..MAX_BATCH {

@@ -152,6 +152,11 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// The time until then, none if it has passed.
+pub fn left(by: Instant) -> Duration {
+    by.saturating_duration_since(now())
+}
+
 impl Handle {
     /// A handle. `start` is drawn at random at every start, so that request ids never repeat; a request times
     /// out after five seconds and two elections, as in etcd.

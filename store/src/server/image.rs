@@ -123,7 +123,7 @@ impl<S: StateStore> Imager<S> {
     /// [`StateError`] if a snapshot from the leader cannot be put on disk, and not for want of room; the member must end.
     pub fn run(mut self) -> Result<(), StateError> {
         loop {
-            match self.jobs.recv_timeout(if self.room == Scarcity::Enough { PERIOD } else { SHORT_PERIOD }) {
+            match self.jobs.recv_timeout(if self.is_short() { SHORT_PERIOD } else { PERIOD }) {
                 Ok(Job::Write(done)) => {
                     self.write(false);
                     let _ = done.send(());
@@ -188,12 +188,11 @@ impl<S: StateStore> Imager<S> {
             self.changes_pause.hurry(now());
             self.whole_pause.hurry(now());
         }
-        let short = room != Scarcity::Enough;
-        if short && before == Scarcity::Enough {
+        if self.is_short() && before == Scarcity::Enough {
             // The log is to keep less now.
             self.told = 0;
         }
-        if self.owed || short && self.shared.applied.load(Ordering::SeqCst) > self.durable {
+        if self.owed || self.is_short() && self.shared.applied.load(Ordering::SeqCst) > self.durable {
             self.checkpoint();
         }
         let is_due = !self.takes_changes() || self.state.usage().is_image_due();
@@ -203,9 +202,9 @@ impl<S: StateStore> Imager<S> {
         self.tell();
     }
 
-    /// Whether the log is to keep no more than it must. So it is long before there is an alarm: what it keeps for followers is
-    /// then the room that a new image needs.
-    fn shrinks(&self) -> bool {
+    /// Whether room is short, and the log to keep no more than it must. So it is long before there is an alarm: what the log
+    /// keeps for followers is then the room that a new image needs.
+    fn is_short(&self) -> bool {
         self.room != Scarcity::Enough
     }
 
@@ -226,7 +225,7 @@ impl<S: StateStore> Imager<S> {
 
     /// Tells the raft thread how far the image is durable. If that is too busy to hear it, it is told later.
     fn tell(&mut self) {
-        let input = if self.shrinks() { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
+        let input = if self.is_short() { Input::Shrink(self.durable) } else { Input::Durable(self.durable) };
         if self.durable > self.told && self.inputs.try_send(input).is_ok() {
             self.told = self.durable;
         }

@@ -12,7 +12,7 @@ use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 use tokio::time::timeout;
 
-use super::handle::{Handle, now, now_ns};
+use super::handle::{Handle, left, now, now_ns};
 use super::http::{Answer, json_type};
 use super::limits::{MAX_FORM_BYTES, form_time};
 use super::looks;
@@ -82,8 +82,7 @@ async fn try_answer(
                 let make = || v2::event_body(&event, now_ns());
                 let room = handle.limits().answers(from);
                 // It is done, so there is nothing to refuse any more. Without room the answer leaves out the value.
-                let left = by.saturating_duration_since(now()).max(LEAST_WAIT);
-                timeout(left, fitted(&room, v2::event_size(&event), make))
+                timeout(left(by).max(LEAST_WAIT), fitted(&room, v2::event_size(&event), make))
                     .await
                     .unwrap_or_else(|_| v2::short_event_body(&event, now_ns()).into())
             };
@@ -159,8 +158,8 @@ where
         return Err(too_large());
     }
     loop {
-        let left = (begun + form_time(read.len())).saturating_duration_since(now());
-        let Ok(frame) = timeout(left, body.frame()).await else {
+        let by = begun + form_time(read.len());
+        let Ok(frame) = timeout(left(by), body.frame()).await else {
             return Err(ApiError::late(format!(
                 "the form did not arrive in time: {} bytes within {} seconds",
                 read.len(),

@@ -7,14 +7,13 @@
 //! it holds nothing of the tree.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::handle::{Handle, now, now_ns};
+use super::handle::{Handle, left, now, now_ns};
 use super::limits::AT_ONCE_BYTES;
 use super::served::sharing;
 use super::shares::{ClientRoom, Share};
@@ -77,10 +76,6 @@ pub(super) async fn look(handle: &Handle, room: &ClientRoom, get: &Get) -> Resul
             ApiError::busy_with("no room for an answer", what)
         })?;
     }
-}
-
-fn left(by: Instant) -> Duration {
-    by.saturating_duration_since(now())
 }
 
 /// Looks and makes the answer on a thread of its own. The turn ends when it is made, also if nobody waits any more.

@@ -12,7 +12,9 @@
 //! |---|---|
 //! | [`run`] | start, in order, and stop |
 //! | `disk` | the data directory, opened or made |
+//! | [`space`] | room on the disk: the alarm, the reserve |
 //! | `limits`, `pulse`, `crowd` | bounds on what clients hold; how long they may take; who makes room (pure) |
+//! | `host` | whose an address is (pure) |
 //! | `shares` | memory for large forms and answers, divided by size and address |
 //! | `backlog` | events that watchers have still to take (pure) |
 //! | `looks` | answers to GET, the large ones away from those who serve |
@@ -23,7 +25,7 @@
 //! | [`handle`] | what HTTP asks for: propose, read, watch |
 //! | [`peers`] | links to the other members |
 //! | [`tls`] | certificates, and what is wrong with them in words |
-//! | [`http`], [`keys`], [`watching`], [`stats`] | the API |
+//! | [`http`], [`keys`], [`watching`], [`stats`], `health` | the API |
 
 pub mod apply;
 mod backlog;
@@ -33,6 +35,7 @@ mod disk;
 pub mod driver;
 pub mod handle;
 mod health;
+mod host;
 pub mod http;
 pub mod image;
 pub mod keys;

@@ -5,19 +5,17 @@
 //! has all. What is larger than every lane goes alone, one at a time.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::host::host;
 use super::limits::OWN_BYTES;
 
 /// What is counted in.
 const UNIT: usize = 4 << 10;
-/// Bits of an IPv6 address that tell clients apart: whoever has one address has all of its network (RFC 4291 section
-/// 2.5.4).
-const V6_NETWORK: u128 = !(u64::MAX as u128);
 
 /// Bytes that many may hold together.
 #[derive(Debug)]
@@ -76,11 +74,7 @@ impl Room {
 
     /// What a client at `address` may do with it.
     pub(super) fn of(self: &Arc<Room>, address: IpAddr) -> ClientRoom {
-        let address = match address.to_canonical() {
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & V6_NETWORK)),
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        ClientRoom { room: Arc::clone(self), address }
+        ClientRoom { room: Arc::clone(self), address: host(address) }
     }
 
     /// The lane for so many bytes and what they count for there; `None` for what everyone may have.

@@ -130,7 +130,7 @@ impl Changes {
     /// Bytes of the record.
     fn append(&self, record: &RecordRef<'_>, budget: u64) -> io::Result<u64> {
         let mut file = &self.file;
-        file.write_all(&[0; LENGTH_BYTES + CHECKSUM_BYTES])?;
+        file.write_all(&[0; HEAD_BYTES])?;
         let body = Body { file, length: 0, budget, hasher: Hasher::default(), failed: None };
         let mut writer = BufWriter::with_capacity(BUFFER_BYTES, body);
         let written = postcard::to_io(record, &mut writer).map_err(io::Error::other);

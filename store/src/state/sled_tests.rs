@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::membership::Member;
+use crate::small_disk::on_tmpfs;
 use crate::state::mem::MemState;
 use crate::tree::Op;
 
@@ -259,20 +260,6 @@ fn copy(from: &Path, to: &Path) {
     assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// Has `work` done on a file system of so many MiB, which takes root.
-fn on_small_disk(mib: usize, work: fn(&Path)) {
-    let disk = tempfile::Builder::new().prefix("weft-image-full-").tempdir().unwrap();
-    let size = format!("size={mib}m");
-    let (none, tmpfs) = (nix::mount::MsFlags::empty(), Some("tmpfs"));
-    if let Err(error) = nix::mount::mount(tmpfs, disk.path(), tmpfs, none, Some(size.as_str())) {
-        eprintln!("SKIPPED: a tmpfs cannot be mounted ({error}); run the test as root");
-        return;
-    }
-    let tried = std::panic::catch_unwind(|| work(disk.path()));
-    let unmounted = nix::mount::umount2(disk.path(), nix::mount::MntFlags::MNT_DETACH);
-    assert!(tried.is_ok() && unmounted.is_ok());
-}
-
 /// Writes values of 20 KB until there is no room. Returns why, the paths that were to be written, and the state before.
 fn write_until_full(state: &mut SledState, live: &mut Machine) -> (String, Vec<String>, Vec<u8>) {
     let mut written = live.snapshot();
@@ -297,7 +284,7 @@ fn write_until_full(state: &mut SledState, live: &mut Machine) -> (String, Vec<S
 /// on when there is room: with what was not written, or with everything.
 #[test]
 fn a_full_disk_leaves_what_was_there_and_room_ends_it() {
-    on_small_disk(96, |disk| {
+    on_tmpfs("size=96m", |disk| {
         let dir = disk.join("image");
         let mut live = machine();
         let mut state = open(&dir);
@@ -331,7 +318,7 @@ fn a_full_disk_leaves_what_was_there_and_room_ends_it() {
 /// What the log needs is left to it, and no image is begun that would not fit.
 #[test]
 fn the_image_leaves_room_for_the_log() {
-    on_small_disk(64, |disk| {
+    on_tmpfs("size=64m", |disk| {
         let dir = disk.join("image");
         let mut live = machine();
         let mut state = open(&dir);
@@ -371,7 +358,7 @@ fn attempts_that_fail_leave_nothing() {
         assert_eq!((open_files(disk), state.forgotten), (before, 0));
         assert!(!disk.join("image/image-2").exists());
     }
-    on_small_disk(24, many_attempts);
+    on_tmpfs("size=24m", many_attempts);
 }
 
 /// The bytes that an image takes are not underestimated, nor so much overestimated that it is never made.

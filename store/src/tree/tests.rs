@@ -159,16 +159,14 @@ fn updating_a_directory_shows_an_index_that_it_does_not_keep() {
     assert!(tree.has_expiries());
 }
 
+/// Sets an empty node that expires.
+fn until(path: &str, dir: bool, at: i64) -> Op {
+    Op::Set { path: path.into(), dir, value: String::new(), expires_ns: Some(at), refresh: false }
+}
+
 #[test]
 fn expiry_goes_by_time_and_takes_a_directory_in_one_event() {
     let mut tree = Tree::new();
-    let until = |path: &str, dir, at| Op::Set {
-        path: path.into(),
-        dir,
-        value: String::new(),
-        expires_ns: Some(at),
-        refresh: false,
-    };
     tree.apply(&until("/1/d", true, 30)).unwrap();
     tree.apply(&until("/1/d/x", false, 40)).unwrap();
     tree.apply(&until("/1/late", false, 50)).unwrap();
@@ -186,13 +184,6 @@ fn expiry_goes_by_time_and_takes_a_directory_in_one_event() {
 #[test]
 fn no_more_expires_at_once_than_asked_for_but_a_directory_goes_whole() {
     let mut tree = Tree::new();
-    let until = |path: &str, dir, at| Op::Set {
-        path: path.into(),
-        dir,
-        value: String::new(),
-        expires_ns: Some(at),
-        refresh: false,
-    };
     tree.apply(&until("/1/d", true, 12)).unwrap();
     (0..5).for_each(|n| drop(tree.apply(&set(&format!("/1/d/{n}"), "x")).unwrap()));
     for (name, at) in [("a", 11), ("b", 13), ("c", 14), ("e", 20)] {

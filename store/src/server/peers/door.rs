@@ -9,11 +9,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::server::host::host;
 
 /// Connections without a hello from addresses where no member is, all together.
 const MAX_STRANGERS: usize = 64;
@@ -65,13 +67,9 @@ impl Door {
     /// What an address counts as, and how many may wait from there.
     fn origin(&self, from: IpAddr) -> (Origin, usize) {
         let from = from.to_canonical();
-        match (self.members_at(from).len(), from) {
-            (0, IpAddr::V4(_)) => (Origin::Strangers(from), MAX_PER_ADDRESS),
-            (0, IpAddr::V6(ip)) => {
-                let net = Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64);
-                (Origin::Strangers(net.into()), MAX_PER_ADDRESS)
-            }
-            (members, _) => (Origin::Members(from), members * MAX_PER_MEMBER),
+        match self.members_at(from).len() {
+            0 => (Origin::Strangers(host(from)), MAX_PER_ADDRESS),
+            members => (Origin::Members(from), members * MAX_PER_MEMBER),
         }
     }
 
