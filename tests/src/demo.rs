@@ -150,15 +150,23 @@ impl Scene {
         found
     }
 
-    /// `kill -9` of the demo's inner process.
+    /// `kill -9` of the demo's inner process, and waits until it has ended: it gives up its memory, with the mark in
+    /// it, some time before.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or it does not end.
     pub fn kill_stage(&self) -> Result<()> {
         let all = self.processes();
         let stage = all.iter().find(|(_, line)| line.contains(STAGE));
         let (pid, _) = stage.with_context(|| format!("no inner process: {all:?}"))?;
-        kill(Pid::from_raw(*pid), Signal::SIGKILL).context("kill -9 of the demo's inner process")
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).context("kill -9 of the demo's inner process")?;
+        wait_for("the inner process to have ended", Duration::from_secs(5), || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // A zombie, which waits for its parent only, has ended (proc(5), field 3, after the name).
+            let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            ensure!(state.is_empty() || state.starts_with(['Z', 'X']), "{stat}");
+            Ok(())
+        })
     }
 
     /// Sees that nothing is there that was not there before. What ends by itself a moment later is waited for.
