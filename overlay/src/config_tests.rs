@@ -80,18 +80,21 @@ fn the_data_path_is_chosen_and_tuned_by_flags() {
         ("FLANNELD_DATAPATH_CPUS", "0, 2"),
         ("FLANNELD_SUBNET_FILE", "/x/y"),
     ];
-    let c =
-        config("-datapath rust -datapath-spin-us=0 -datapath-queues 2 -datapath-source-check=false", &env);
+    let c = config(
+        "-datapath rust -datapath-spin-us=0 -datapath-queues 2 -datapath-source-check=false -datapath-inject=false",
+        &env,
+    );
     let expected = DatapathOptions {
         choice: Some(DatapathChoice::Rust),
         spin: Duration::ZERO,
         queues: 2,
         cpus: vec![0, 2],
         source_check: false,
+        inject: false,
     };
     assert_eq!(c.datapath, expected);
     let words = "datapath=rust datapath-spin-us=0 datapath-queues=2 datapath-cpus=0,2 datapath-source-check=false \
-                 status-socket=/x/overlayd.sock";
+                 datapath-inject=false status-socket=/x/overlayd.sock";
     assert!(c.to_string().contains(words), "{c}");
     assert_eq!(config("-status-socket off", &[]).status_socket, None);
     assert_eq!(config("-status-socket /s", &[]).status_socket.unwrap().to_str(), Some("/s"));

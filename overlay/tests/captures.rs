@@ -82,6 +82,7 @@ fn encapsulated(frames: &[&[u8]]) -> Vec<(u8, Vec<u8>)> {
         mac: VtepMac::try_from(SENDER.0).unwrap(),
         sockets: 8,
         segments: 64,
+        inject: false,
     });
     let table = table(RECEIVER);
     let mut buffers = vec![vec![0; BUFFER_BYTES]; frames.len()];

@@ -538,7 +538,7 @@ fn self_test(queues: usize, local: &str, prepare: &str) -> Report {
     let mut queues: Vec<Queue> = taps
         .into_iter()
         .zip(opened)
-        .map(|(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } })
+        .map(|(tap, (receive, transmit))| Queue { tap, sockets: Sockets::new(receive, transmit) })
         .collect();
     sh("ip addr add 10.32.5.0/32 dev flannel.1 && ip link set flannel.1 up");
     sh(prepare);

@@ -111,8 +111,14 @@ fn once_warm_nothing_is_allocated() {
 
 fn encapsulation() {
     let mac = VtepMac::try_from(OURS).unwrap();
-    let mut encap =
-        Encap::new(EncapSettings { vni: Vni::DEFAULT, mtu: mtu(), mac, sockets: 8, segments: 64 });
+    let mut encap = Encap::new(EncapSettings {
+        vni: Vni::DEFAULT,
+        mtu: mtu(),
+        mac,
+        sockets: 8,
+        segments: 64,
+        inject: false,
+    });
     let table = table();
     let frames: Vec<Vec<u8>> = traffic()
         .iter()
@@ -183,7 +189,7 @@ fn a_worker() {
         ip neigh add 10.5.2.1 lladdr 02:00:00:00:00:02 dev weft-na nud permanent",
     );
     let sockets = socket::open(Ipv4Addr::LOCALHOST, 8472, 1).unwrap();
-    let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } };
+    let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets::new(receive, transmit) };
     let settings = Settings {
         vni: Vni::DEFAULT,
         port: 9999,

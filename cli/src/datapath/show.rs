@@ -101,11 +101,11 @@ fn work(out: &mut dyn Write, engine: &Engine) -> io::Result<()> {
     let total = &engine.total;
     let packets = total.encap.frames.saturating_add(total.decap.frames);
     let calls = total.system_calls();
-    let Snapshot { tap_reads, tap_writes, sends, receives, polls, .. } = total;
+    let Snapshot { tap_reads, tap_writes, sends, injects, receives, polls, .. } = total;
     writeln!(out, "  system calls    {} per packet: {calls} for {packets}", ratio(calls, packets))?;
     writeln!(
         out,
-        "                  tap reads {tap_reads}, tap writes {tap_writes}, sends {sends}, receives {receives}, polls {polls}"
+        "                  tap reads {tap_reads}, tap writes {tap_writes}, sends {sends}, injected {injects}, receives {receives}, polls {polls}"
     )?;
     let workers = (engine.workers.len() as u64).max(1);
     let time = engine.uptime_ms.saturating_mul(1_000_000).saturating_mul(workers);

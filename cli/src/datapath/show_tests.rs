@@ -62,7 +62,7 @@ pub(in crate::datapath) fn engine() -> Engine {
     let engine = Engine {
         running: true,
         uptime_ms: 3_700_000,
-        settings: Settings { queues: 1, spin_us: 50, cpus: vec![], source_check: true },
+        settings: Settings { queues: 1, spin_us: 50, cpus: vec![], source_check: true, inject: true },
         features: vec![
             Feature::new("udp_segment", true, ""),
             Feature::new("udp_gro", false, "datagrams come one by one"),

@@ -25,6 +25,8 @@ pub struct DatapathOptions {
     pub cpus: Vec<usize>,
     /// `-datapath-source-check`: whether only known peers at their own underlay address are listened to.
     pub source_check: bool,
+    /// `-datapath-inject`: whether TCP super-frames are sent whole where the kernel can cut them.
+    pub inject: bool,
 }
 
 impl Default for DatapathOptions {
@@ -35,6 +37,7 @@ impl Default for DatapathOptions {
             queues: 1,
             cpus: Vec::new(),
             source_check: true,
+            inject: true,
         }
     }
 }
@@ -52,6 +55,7 @@ pub(super) fn options(parsed: &Parsed) -> Result<DatapathOptions, UsageError> {
         queues,
         cpus: cpus(parsed.value("datapath-cpus"), queues)?,
         source_check: parsed.bool("datapath-source-check"),
+        inject: parsed.bool("datapath-inject"),
     })
 }
 
@@ -84,6 +88,6 @@ impl fmt::Display for DatapathOptions {
         let cpus: Vec<String> = self.cpus.iter().map(usize::to_string).collect();
         write!(f, "datapath={choice} datapath-spin-us={}", self.spin.as_micros())?;
         write!(f, " datapath-queues={} datapath-cpus={}", self.queues, cpus.join(","))?;
-        write!(f, " datapath-source-check={}", self.source_check)
+        write!(f, " datapath-source-check={} datapath-inject={}", self.source_check, self.inject)
     }
 }

@@ -88,6 +88,12 @@ pub const FLAGS: &[Flag] = &[
         "rust data path: accept packets only from known peers at their own underlay address",
     ),
     flag(
+        "datapath-inject",
+        Kind::Bool,
+        "true",
+        "rust data path: send TCP in large pieces past the host's OUTPUT rules, where the kernel can cut them (Linux 6.17)",
+    ),
+    flag(
         "status-socket",
         Kind::Value,
         "",

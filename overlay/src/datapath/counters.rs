@@ -241,6 +241,8 @@ counters! {
     tap_writes: count,
     /// `sendmmsg` calls; that one stops short at a message that is refused, and is called again, does not count.
     sends: count,
+    /// Super-frames that were sent whole, each a write to the injecting device.
+    injects: count,
     /// `recvmmsg` calls, those that found nothing included.
     receives: count,
     /// `poll` calls: times the worker went to sleep.
@@ -305,7 +307,7 @@ impl Snapshot {
 
     /// System calls that moved or waited for packets.
     pub fn system_calls(&self) -> u64 {
-        [self.tap_reads, self.tap_writes, self.sends, self.receives, self.polls]
+        [self.tap_reads, self.tap_writes, self.sends, self.injects, self.receives, self.polls]
             .iter()
             .fold(0, |sum, calls| sum.wrapping_add(*calls))
     }

@@ -35,6 +35,7 @@ fn the_json_is_stable() {
         "tap_reads",
         "tap_writes",
         "sends",
+        "injects",
         "receives",
         "polls",
         "wakeups",
@@ -97,7 +98,7 @@ fn distinct() -> Counters {
     [&c.answered_arp, &c.answered_nd, &c.too_big_signalled, &c.tap_reads, &c.tap_writes]
         .into_iter()
         .for_each(&mut set);
-    [&c.sends, &c.receives, &c.polls, &c.wakeups, &c.spins, &c.spin_ns, &c.gso_fallbacks]
+    [&c.sends, &c.injects, &c.receives, &c.polls, &c.wakeups, &c.spins, &c.spin_ns, &c.gso_fallbacks]
         .into_iter()
         .for_each(&mut set);
     for histogram in [&c.tap_batch, &c.receive_batch, &c.segments_per_send, &c.segments_per_tap_write] {
@@ -121,7 +122,7 @@ fn numbers(value: &serde_json::Value) -> Vec<u64> {
 fn a_snapshot_has_every_counter_and_sums_of_snapshots_too() {
     let one = distinct().snapshot();
     let values: BTreeSet<u64> = numbers(&serde_json::to_value(&one).unwrap()).into_iter().collect();
-    assert_eq!(values.len(), 6 + 5 + 7 + 4 * Histogram::BUCKETS + Drop::COUNT);
+    assert_eq!(values.len(), 6 + 5 + 8 + 4 * Histogram::BUCKETS + Drop::COUNT);
     assert!(!values.contains(&0));
 
     let mut sum = Snapshot::default();

@@ -8,7 +8,7 @@
 //! Grouping: datagrams to the same peer through the same socket leave in one send as long as all have the same
 //! length (the last may be shorter); the kernel cuts it again (`UDP_SEGMENT`). The socket is chosen by the flow, so
 //! its source port tells receivers and routers the flows apart (RFC 7348 section 5), and packets of a flow stay in
-//! order.
+//! order. Where the kernel takes encapsulated super-frames whole ([`super::inject`]) one of TCP is a send by itself.
 
 use super::answer::{self, Answered};
 use super::checksum::Sum;
@@ -17,6 +17,7 @@ use super::frame::{Frame, Network, Transport, put16};
 use super::pieces::{Chain, Pieces, Place};
 use super::segment::{self, Cut};
 use super::table::Table;
+use super::tunnel::Tunnelled;
 use super::vnet::{Gso, LEN as VNET_BYTES, Vnet};
 use crate::types::{Mtu, Vni, VtepMac};
 use crate::wire::vxlan;
@@ -49,6 +50,8 @@ pub struct EncapSettings {
     pub sockets: u32,
     /// Datagrams that one send may carry: 64 with `UDP_SEGMENT`, 1 without.
     pub segments: u16,
+    /// Whether super-frames can be sent whole, to peers with an uplink.
+    pub inject: bool,
 }
 
 /// One send: datagrams to one peer, as one piece that the kernel cuts.
@@ -64,8 +67,10 @@ pub struct Send {
     pub segment: u16,
     /// Datagrams.
     pub datagrams: u16,
-    /// The bytes.
+    /// The bytes. Of a super-frame that is sent whole, the inner frame without anything before it.
     pub chain: Chain,
+    /// Set for a super-frame that is sent whole; `segment` is without meaning then.
+    pub tunnelled: Option<Tunnelled>,
     /// Whether a shorter one ended it.
     closed: bool,
 }
@@ -116,6 +121,11 @@ impl Encap {
     pub fn clear(&mut self) {
         self.pieces.clear();
         self.sends.clear();
+    }
+
+    /// Whether super-frames are sent whole from now on; see [`EncapSettings::inject`].
+    pub fn set_inject(&mut self, inject: bool) {
+        self.settings.inject = inject;
     }
 
     /// Whether another frame surely fits; if not, send first.
@@ -216,6 +226,26 @@ impl Encap {
         if vxlan::HEADER_BYTES + headers.len() + size.min(payload.len()) > SEND_BYTES {
             return Pushed::Dropped(Drop::TooBig);
         }
+        if self.settings.inject
+            && let Some(uplink) = table.entry(way.peer).uplink
+            && let Some(tunnelled) = Tunnelled::new(vnet, layout, frame.len(), uplink.mtu)
+        {
+            let mut chain = Chain::EMPTY;
+            self.pieces.push(&mut chain, Place::Buffer(index), VNET_BYTES, frame.len());
+            let Way { peer, socket, ecn } = way;
+            let datagrams = u16::try_from(payload.len().div_ceil(size)).unwrap_or(u16::MAX); // at most SEGMENTS_MAX
+            self.sends.push(Send {
+                peer,
+                socket,
+                ecn,
+                segment: 0,
+                datagrams,
+                chain,
+                tunnelled: Some(tunnelled),
+                closed: true,
+            });
+            return Pushed::Queued;
+        }
         for (n, part) in payload.chunks(size).enumerate() {
             let cut = Cut { index: n, offset: n * size, last: n * size + part.len() == payload.len() };
             let (at, written) = self.pieces.store(&[&self.header, headers]);
@@ -244,6 +274,7 @@ impl Encap {
             segment: u16::try_from(bytes).unwrap_or(u16::MAX), // at most SEND_BYTES
             datagrams: 0,
             chain: Chain::EMPTY,
+            tunnelled: None,
             closed: false,
         };
         let (send, new) = match last {

@@ -15,6 +15,7 @@ fn settings() -> EncapSettings {
         mac: VtepMac::try_from([2, 0, 0, 0, 0, 1]).unwrap(),
         sockets: 8,
         segments: 64,
+        inject: false,
     }
 }
 

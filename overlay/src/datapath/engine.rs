@@ -103,6 +103,7 @@ impl Engine {
                 mac: settings.mac,
                 sockets: u32::try_from(queue.sockets.transmit.len()).unwrap_or(1).max(1),
                 segments: if settings.cut_sends { SEGMENTS } else { 1 },
+                inject: queue.sockets.injects(),
             };
             let decap = DecapSettings {
                 vni: settings.vni,

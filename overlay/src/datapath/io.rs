@@ -2,8 +2,10 @@
 //! a TAP queue and UDP sockets; tests put memory in their place.
 
 use std::io::{self, IoSlice};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
+use super::inject::Inject;
 use super::socket::{Message, Receive, Received, Transmit};
 use super::tap::Tap;
 use super::wait::{EventFd, wait};
@@ -44,6 +46,15 @@ pub trait Wire {
 
     /// Sends the datagrams of one message one by one. Returns how many were taken, and why another one was not.
     fn send_plain(&mut self, socket: u32, message: &Message<'_>) -> (usize, Option<io::Error>);
+
+    /// The outer source address of what is sent through a socket; `None` if [`Wire::inject`] is not possible.
+    fn source(&self, socket: u32) -> Option<SocketAddrV4>;
+
+    /// Sends one super-frame whole, [`super::tunnel::HEADER_BYTES`] of headers first.
+    ///
+    /// # Errors
+    /// It was not taken.
+    fn inject(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()>;
 }
 
 /// Sleeping until one of the two has something.
@@ -72,6 +83,33 @@ pub struct Sockets {
     pub receive: Receive,
     /// One is chosen by the flow.
     pub transmit: Vec<Transmit>,
+    /// Where super-frames are sent whole, and the addresses of the sockets.
+    inject: Option<(Inject, Vec<SocketAddrV4>)>,
+}
+
+impl Sockets {
+    /// These sockets, and no way to send super-frames whole.
+    pub fn new(receive: Receive, transmit: Vec<Transmit>) -> Self {
+        Self { receive, transmit, inject: None }
+    }
+
+    /// Sends super-frames whole from now on.
+    ///
+    /// # Errors
+    /// The sockets are not IPv4's.
+    pub fn set_inject(&mut self, inject: Inject) -> io::Result<()> {
+        let sources = self.transmit.iter().map(|socket| match socket.local_addr()? {
+            SocketAddr::V4(address) => Ok(address),
+            SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
+        });
+        self.inject = Some((inject, sources.collect::<io::Result<_>>()?));
+        Ok(())
+    }
+
+    /// Whether super-frames are sent whole.
+    pub fn injects(&self) -> bool {
+        self.inject.is_some()
+    }
 }
 
 impl Wire for Sockets {
@@ -93,6 +131,15 @@ impl Wire for Sockets {
 
     fn send_plain(&mut self, socket: u32, message: &Message<'_>) -> (usize, Option<io::Error>) {
         self.transmit[socket as usize].send_plain(message)
+    }
+
+    fn source(&self, socket: u32) -> Option<SocketAddrV4> {
+        self.inject.as_ref().map(|(_, sources)| sources[socket as usize])
+    }
+
+    fn inject(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let (inject, _) = self.inject.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        inject.write(parts)
     }
 }
 

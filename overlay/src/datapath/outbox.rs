@@ -1,7 +1,8 @@
 //! Hands a batch of sends to the sockets, counts what became of them, and where the kernel refuses to cut a send
-//! itself, sends its datagrams one by one.
+//! itself, sends its datagrams one by one. Super-frames that go out whole are injected, in their place among the others.
 
-use std::io::IoSlice;
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::{IpAddr, SocketAddrV4};
 
 use super::counters::{Counters, Drop, bump};
 use super::encap::{Encap, Send};
@@ -10,7 +11,8 @@ use super::pieces::recycle;
 use super::socket::{Message, Refusal};
 use super::sys::BATCH;
 use super::table::Table;
-use crate::wire::vxlan::HEADER_BYTES;
+use super::tunnel::Tunnelled;
+use crate::wire::vxlan;
 
 /// What is to be sent.
 pub(crate) struct Batch<'a> {
@@ -24,39 +26,62 @@ pub(crate) struct Outbox {
     slices: Vec<IoSlice<'static>>,
     messages: Vec<Message<'static>>,
     port: u16,
+    header: [u8; vxlan::HEADER_BYTES],
+    /// IPv4 identification of the next injected packet.
+    id: u16,
 }
 
 impl Outbox {
-    /// To peers' `port`.
-    pub(crate) fn new(port: u16) -> Self {
-        Self { slices: Vec::with_capacity(4096), messages: Vec::with_capacity(256), port }
+    /// To peers' `port`, with this VXLAN header.
+    pub(crate) fn new(port: u16, header: [u8; vxlan::HEADER_BYTES]) -> Self {
+        Self { slices: Vec::with_capacity(4096), messages: Vec::with_capacity(256), port, header, id: 0 }
     }
 
     /// Sends everything, in the order of each flow: a flow has one socket.
-    pub(crate) fn send<W: Wire>(&mut self, wire: &mut W, batch: &Batch<'_>, counters: &Counters) {
+    ///
+    /// # Errors
+    /// Why a super-frame could not be injected, if that is to be given up.
+    pub(crate) fn send<W: Wire>(
+        &mut self,
+        wire: &mut W,
+        batch: &Batch<'_>,
+        counters: &Counters,
+    ) -> io::Result<()> {
         let sends = batch.encap.sends();
+        let mut broken = Ok(());
         let mut slices = recycle(std::mem::take(&mut self.slices));
         for send in sends {
             batch.encap.pieces().gather(send.chain, batch.frames, &mut slices);
         }
         for socket in 0..wire.sockets() {
-            let mine = || sends.iter().filter(|send| send.socket == socket);
-            if mine().next().is_none() {
+            let mine = |send: &&Send| send.socket == socket;
+            if !sends.iter().any(|send| mine(&send)) {
                 continue;
             }
             let mut messages = recycle_messages(std::mem::take(&mut self.messages));
+            let mut plain = sends.iter().filter(mine).filter(|send| send.tunnelled.is_none());
             let mut at = 0;
             for send in sends {
                 let parts = &slices[at..at + send.chain.pieces];
                 at += send.chain.pieces;
-                if send.socket == socket {
-                    messages.push(self.message(send, batch.table, parts));
+                if send.socket != socket {
+                    continue;
+                }
+                match send.tunnelled {
+                    None => messages.push(self.message(send, batch.table, parts)),
+                    Some(tunnelled) => {
+                        hand_over(wire, socket, &messages, plain.by_ref(), batch.table, counters);
+                        messages.clear();
+                        let outcome = self.inject(wire, send, &tunnelled, batch.table, parts, counters);
+                        broken = broken.and(outcome);
+                    }
                 }
             }
-            hand_over(wire, socket, &messages, mine(), batch.table, counters);
+            hand_over(wire, socket, &messages, plain, batch.table, counters);
             self.messages = recycle_messages(messages);
         }
         self.slices = recycle(slices);
+        broken
     }
 
     fn message<'a>(&self, send: &Send, table: &Table, parts: &'a [IoSlice<'a>]) -> Message<'a> {
@@ -65,6 +90,43 @@ impl Outbox {
             parts,
             segment: (send.datagrams > 1).then_some(send.segment),
             ecn: send.ecn,
+        }
+    }
+
+    fn inject<W: Wire>(
+        &mut self,
+        wire: &mut W,
+        send: &Send,
+        tunnelled: &Tunnelled,
+        table: &Table,
+        parts: &[IoSlice<'_>],
+        counters: &Counters,
+    ) -> io::Result<()> {
+        let entry = table.entry(send.peer);
+        bump(&counters.injects, 1);
+        let outcome = match (wire.source(send.socket), entry.underlay, entry.uplink, parts) {
+            (Some(from), IpAddr::V4(peer), Some(uplink), [frame]) => {
+                let ends = (from, SocketAddrV4::new(peer, self.port));
+                let marks = (send.ecn, self.id);
+                self.id = self.id.wrapping_add(send.datagrams);
+                let headers = tunnelled.headers(ends, self.header, marks, uplink.interface, frame.len());
+                wire.inject(&[IoSlice::new(&headers), *frame])
+            }
+            _ => Err(ErrorKind::Unsupported.into()),
+        };
+        match outcome {
+            Ok(()) => {
+                count_sent(send, send.datagrams.into(), tunnelled.wire_bytes, table, counters);
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
+                dropped(send, send.datagrams.into(), Refusal::Full, table, counters);
+                Ok(())
+            }
+            Err(error) => {
+                dropped(send, send.datagrams.into(), Refusal::Unsendable, table, counters);
+                Err(error)
+            }
         }
     }
 }
@@ -109,7 +171,12 @@ fn sent(send: &Send, datagrams: usize, table: &Table, counters: &Counters) {
     }
     // All but the last are equally long; how a part of them adds up need not be exact.
     let all = usize::from(send.datagrams);
-    let bytes = (send.chain.bytes - all * HEADER_BYTES) * datagrams / all;
+    let bytes = (send.chain.bytes - all * vxlan::HEADER_BYTES) * datagrams / all;
+    count_sent(send, datagrams, bytes, table, counters);
+}
+
+/// `bytes` of inner frames, as they are on the wire.
+fn count_sent(send: &Send, datagrams: usize, bytes: usize, table: &Table, counters: &Counters) {
     counters.encap.add(datagrams as u64, bytes as u64);
     counters.segments_per_send.record(datagrams);
     table.entry(send.peer).counters.sent(datagrams as u64, bytes as u64);

@@ -5,6 +5,7 @@
 //! * `sendmmsg` and `recvmmsg`: `nix` has them with one set of control messages for the whole batch, but here each
 //!   datagram has its own segment size and ECN bits; and nothing may be allocated per call.
 //! * Leave to fragment (`IP_MTU_DISCOVER`), which neither `nix` nor `socket2` knows.
+//! * `bpf`: loading a dozen instructions and attaching them. The crates for it load what a BPF compiler has made.
 //!
 //! Everything else (`read`, `writev`, `ppoll`, eventfd, affinity, the other socket options) comes from the standard
 //! library, `nix` and `socket2`.
@@ -15,12 +16,13 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use nix::libc;
 
 use super::abi::{Control, Name, number};
+use super::bpf::Instruction;
 use super::socket::{Message, Received};
 
 /// Most datagrams (or runs of equal datagrams) in one system call.
@@ -74,6 +76,93 @@ pub(super) fn tun_set_little_endian(tun: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: TUNSETVNETLE reads one int, which lives until the call returns.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETLE, ptr::from_ref(&on)) }).map(drop)
+}
+
+/// `_IOW('T', 212, int)`, which `libc` does not have.
+const TUNSETSNDBUF: libc::Ioctl = 0x4004_54d4u32 as libc::Ioctl;
+
+/// Bounds what the queue's frames that are under way take of the kernel's memory, in bytes.
+pub(super) fn tun_set_send_buffer(tun: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // SAFETY: TUNSETSNDBUF reads one int, which lives until the call returns.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETSNDBUF, ptr::from_ref(&bytes)) }).map(drop)
+}
+
+/// `BPF_PROG_LOAD` and `BPF_LINK_CREATE` of `enum bpf_cmd`.
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+/// `BPF_PROG_TYPE_SCHED_CLS`.
+const SCHED_CLS: u32 = 3;
+/// `BPF_TCX_INGRESS`.
+const TCX_INGRESS: u32 = 46;
+
+/// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes what follows as zero.
+#[repr(C, align(8))]
+struct LoadProgram {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_bytes: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach: u32,
+}
+
+/// The beginning of `union bpf_attr` for `BPF_LINK_CREATE`.
+#[repr(C, align(8))]
+struct CreateLink {
+    program: u32,
+    interface: u32,
+    attach: u32,
+    flags: u32,
+}
+
+/// Loads a program for packets that come in at a device; the kernel checks it.
+pub(super) fn bpf_load(program: &[Instruction]) -> io::Result<OwnedFd> {
+    let mut name = [0; 16];
+    name[..11].copy_from_slice(b"weft_inject");
+    let attributes = LoadProgram {
+        kind: SCHED_CLS,
+        instructions: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        code: program.as_ptr().expose_provenance() as u64,
+        license: c"Apache-2.0".as_ptr().expose_provenance() as u64,
+        log_level: 0,
+        log_bytes: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name,
+        interface: 0,
+        expected_attach: TCX_INGRESS,
+    };
+    // SAFETY: `code` and `license` point to `program`, whose length is given, and to a constant that ends with a zero;
+    // both live until the call returns and are only read. `Instruction` is laid out as the kernel's `bpf_insn`.
+    unsafe { bpf(BPF_PROG_LOAD, &attributes) }
+}
+
+/// Puts a program on what comes in at the device of this index; it stays as long as the returned file is open.
+pub(super) fn bpf_attach_ingress(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    let program = u32::try_from(program.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let attributes = CreateLink { program, interface, attach: TCX_INGRESS, flags: 0 };
+    // SAFETY: the attributes hold no pointer.
+    unsafe { bpf(BPF_LINK_CREATE, &attributes) }
+}
+
+/// One `bpf` call that makes a file.
+///
+/// # Safety
+/// Addresses in `attributes` must be good for what the command does with them.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads as many bytes of the attributes as they have; what they point to is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(attributes), size_of::<T>()) };
+    let file = i32::try_from(result).map_err(|_| io::ErrorKind::InvalidData)?;
+    check(file)?;
+    // SAFETY: the kernel has just made this file for us, nobody else knows of it. It closes on exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
 
 /// Lets the kernel and routers fragment what the socket sends (no DF bit, no path MTU kept), as the kernel's VXLAN

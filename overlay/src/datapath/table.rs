@@ -14,6 +14,15 @@ use crate::datapath::Peer;
 use crate::datapath::counters::PeerCounters;
 use crate::types::{Subnet, VtepMac};
 
+/// How packets leave for a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uplink {
+    /// Index of the interface.
+    pub interface: u32,
+    /// Length of the longest IP packet that passes there, in bytes.
+    pub mtu: u16,
+}
+
 /// One peer.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -28,6 +37,8 @@ pub struct Entry {
     /// Its VTEP's IPv6 address. Leases of flannel v0.10 name none, so it is the link-local address that the kernel makes
     /// from the MAC ([`link_local`]).
     pub vtep6: Option<Ipv6Addr>,
+    /// How packets leave for it, where that is known. Only who does not leave it to the kernel's routing needs it.
+    pub uplink: Option<Uplink>,
     /// What is counted for it.
     pub counters: Arc<PeerCounters>,
 }
@@ -41,6 +52,7 @@ impl Entry {
             underlay: peer.public_ip.into(),
             vtep4: subnet.base(),
             vtep6: Some(link_local(peer.mac)),
+            uplink: None,
             counters: Arc::default(),
         }
     }
@@ -79,6 +91,15 @@ impl Table {
             }
             entry
         }))
+    }
+
+    /// The same with what `find` knows of the ways to the peers.
+    #[must_use]
+    pub fn with_uplinks(mut self, find: impl Fn(IpAddr) -> Option<Uplink>) -> Table {
+        for entry in &mut self.entries {
+            entry.uplink = find(entry.underlay);
+        }
+        self
     }
 
     /// The table of these entries, in this order.

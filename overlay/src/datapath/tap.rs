@@ -226,7 +226,7 @@ fn claim(name: &str) -> Result<UnixDatagram, TapError> {
     })
 }
 
-fn open_file(name: &str) -> Result<File, TapError> {
+pub(super) fn open_file(name: &str) -> Result<File, TapError> {
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
     options.open(DEVICE_FILE).map_err(|source| match source.raw_os_error() {
@@ -247,7 +247,8 @@ fn attach_first(file: &File, name: &str) -> Result<bool, TapError> {
     }
 }
 
-fn attach(file: &File, name: &str, more: i32) -> io::Result<()> {
+/// Attaches a queue of a device with virtio-net headers; `more` are further `IFF_*` flags.
+pub(super) fn attach(file: &File, name: &str, more: i32) -> io::Result<()> {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | more;
     let flags = u16::try_from(flags).map_err(|_| ErrorKind::InvalidInput)?;
     sys::tun_attach(file.as_fd(), name, flags)

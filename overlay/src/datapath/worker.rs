@@ -118,6 +118,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             table: common.table.current(),
             generation,
             common,
+            outbox: Outbox::new(peer_port, vxlan::encode(encap.vni)),
             encap: Encap::new(encap),
             decap: Decap::new(decap),
             frames: buffers(TAP_BATCH, encap::BUFFER_BYTES),
@@ -125,7 +126,6 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             received: Vec::with_capacity(RECEIVE_MAX),
             offered: RECEIVE_MIN,
             overflows: 0,
-            outbox: Outbox::new(peer_port),
             slices: Vec::with_capacity(1024),
             too_big: Bucket { since: Instant::now(), used: 0 },
             unreadable: 0,
@@ -306,7 +306,12 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
 
     fn send(&mut self) {
         let batch = Batch { encap: &self.encap, frames: &self.frames, table: &self.table };
-        self.outbox.send(&mut self.wire, &batch, &self.counters);
+        if let Err(error) = self.outbox.send(&mut self.wire, &batch, &self.counters) {
+            tracing::warn!(
+                "super-frames cannot be sent whole any more, they are cut until overlayd restarts: {error}"
+            );
+            self.encap.set_inject(false);
+        }
     }
 
     fn inwards(&mut self) -> bool {

@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -10,6 +10,7 @@ use super::super::io::Port;
 use super::super::packets::{self, Packet, VNET_BYTES};
 use super::super::socket::Message;
 use super::super::split::Pieces;
+use super::super::table::Uplink;
 use super::super::wait::wait;
 use super::*;
 use crate::types::{Mtu, Vni, VtepMac};
@@ -46,6 +47,8 @@ struct Kernel {
     asleep: bool,
     refuse: Refuse<Sent>,
     refuse_write: Refuse<[u8]>,
+    /// Whether super-frames can be sent whole; they are among `sent` then, without a socket.
+    injects: bool,
     overflows: u32,
 }
 
@@ -143,7 +146,31 @@ impl Wire for Memory {
         }
         unreachable!("a message has an end")
     }
+
+    fn source(&self, socket: u32) -> Option<SocketAddrV4> {
+        let port = 50_000 + u16::try_from(socket).unwrap();
+        self.0.with(|kernel| kernel.injects).then(|| SocketAddrV4::new([192, 0, 2, 1].into(), port))
+    }
+
+    fn inject(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let to = ([bytes[54], bytes[55], bytes[56], bytes[57]], packets::be16(&bytes, 60));
+        let sent = Sent { socket: WHOLE, to: to.into(), segment: None, ecn: bytes[39], bytes };
+        self.0.with(|kernel| {
+            if let Some(errno) = kernel.refuse.and_then(|refuse| refuse(&sent)) {
+                return Err(errno.into());
+            }
+            kernel.sent.push(sent);
+            Ok(())
+        })
+    }
 }
+
+/// The peer that there is no direct way to.
+const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 3));
+
+/// In place of a socket.
+const WHOLE: u32 = u32::MAX;
 
 impl Sleep<Memory> for Memory {
     fn sleep(&self, _wire: &Memory, wake: &EventFd, timeout: Option<Duration>) -> io::Result<bool> {
@@ -183,17 +210,23 @@ fn table(count: u8) -> Table {
 
 impl Rig {
     fn new(spin: Duration) -> Self {
+        Self::with(spin, false)
+    }
+
+    fn with(spin: Duration, inject: bool) -> Self {
         let shore = Arc::new(Shore {
-            kernel: Mutex::default(),
+            kernel: Mutex::new(Kernel { injects: inject, ..Kernel::default() }),
             changed: Condvar::new(),
             work: EventFd::new().unwrap(),
         });
-        let (table, capture) = (Arc::new(Shared::new(table(2))), Arc::new(Capture::new()));
+        let uplink = |peer| (peer != FAR).then_some(Uplink { interface: 7, mtu: 1500 });
+        let (table, capture) =
+            (Arc::new(Shared::new(table(2).with_uplinks(uplink))), Arc::new(Capture::new()));
         let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(EventFd::new().unwrap()));
         let counters = Arc::new(Counters::default());
         let mtu = Mtu::try_from(u64::from(MTU)).unwrap();
         let mac = VtepMac::try_from(OURS).unwrap();
-        let encap = EncapSettings { vni: Vni::DEFAULT, mtu, mac, sockets: 4, segments: 64 };
+        let encap = EncapSettings { vni: Vni::DEFAULT, mtu, mac, sockets: 4, segments: 64, inject };
         let decap = DecapSettings { vni: Vni::DEFAULT, mtu, mac, source_check: true, udp_super_frames: true };
         let common = Common { table: table.clone(), capture: capture.clone(), stop: stop.clone() };
         let ends = (Memory(shore.clone()), Memory(shore.clone()));
@@ -375,6 +408,76 @@ fn a_question_for_a_peers_address_is_answered() {
     assert_eq!(written[0][VNET_BYTES..][..6], OURS);
     assert_eq!(written[0][VNET_BYTES + 22..][..10], [2, 0, 0, 0, 0, 3, 10, 5, 3, 0]);
     assert_eq!((rig.counters.snapshot().answered_arp, rig.counters.snapshot().dropped_total()), (1, 0));
+}
+
+mod whole {
+    use super::*;
+
+    /// Three packets of one flow, the one in the middle a super-frame of 8.
+    fn flow(packet: &Packet) -> [Vec<u8>; 3] {
+        [100, 10_000, 200].map(|bytes| {
+            let packet = Packet { payload: tcp(bytes).payload, ..packet.clone() };
+            if bytes == 10_000 { packet.super_frame(1400) } else { packet.partial() }
+        })
+    }
+
+    fn sockets(sent: &[Sent]) -> Vec<u32> {
+        sent.iter().map(|sent| sent.socket).collect()
+    }
+
+    #[test]
+    fn a_super_frame_leaves_in_its_place_in_the_flow() {
+        let rig = Rig::with(Duration::ZERO, true);
+        let [before, super_frame, after] = flow(&out(tcp(0)));
+        rig.host_sends([before, super_frame.clone(), after]);
+        let sent = rig.sent();
+        let socket = sent[0].socket;
+        assert_eq!(sockets(&sent), [socket, WHOLE, socket]);
+        assert_eq!(sent[1].to, sent[0].to);
+        // The flow has one source port, however it leaves.
+        assert_eq!(u32::from(packets::be16(&sent[1].bytes, 58)), 50_000 + socket);
+        assert_eq!(sent[1].bytes[26..30], 7u32.to_ne_bytes());
+        assert_eq!(sent[1].bytes[66..74], HEADER);
+        assert_eq!(sent[1].bytes[74..], super_frame[VNET_BYTES..]);
+        let counted = rig.counters.snapshot();
+        let peer = rig.table.current().entry(0).counters.snapshot();
+        let bytes = 100 + 10_000 + 200 + 10 * 54;
+        assert_eq!((counted.injects, counted.encap.frames, counted.encap.bytes), (1, 10, bytes));
+        assert_eq!((peer.sent_frames, peer.sent_bytes, counted.dropped_total()), (10, bytes, 0));
+    }
+
+    #[test]
+    fn without_a_direct_way_to_the_peer_it_is_cut() {
+        let rig = Rig::with(Duration::ZERO, true);
+        let mut packet = out(tcp(10_000));
+        packet.destination[5] = 3;
+        rig.host_sends([packet.super_frame(1400)]);
+        let sent = rig.sent();
+        assert_eq!((sent.len(), sent[0].segment), (1, Some(8 + 54 + 1400)));
+        assert_eq!(rig.counters.snapshot().injects, 0);
+    }
+
+    #[test]
+    fn a_full_device_loses_a_frame_and_a_broken_one_is_given_up() {
+        let rig = Rig::with(Duration::ZERO, true);
+        let super_frame = out(tcp(10_000)).super_frame(1400);
+        for (errno, reason) in [(Errno::EAGAIN, Drop::SendFull), (Errno::EIO, Drop::SendFailed)] {
+            rig.shore.with(|kernel| {
+                kernel.refuse = match errno {
+                    Errno::EIO => Some(|sent| (sent.socket == WHOLE).then_some(Errno::EIO)),
+                    _ => Some(|sent| (sent.socket == WHOLE).then_some(Errno::EAGAIN)),
+                };
+            });
+            rig.host_sends([super_frame.clone()]);
+            assert!(rig.sent().is_empty());
+            assert_eq!(rig.dropped(reason), 8);
+            rig.shore.with(|kernel| kernel.refuse = None);
+            rig.host_sends([super_frame.clone()]);
+            let sent = rig.sent();
+            assert_eq!((sent.len(), sent[0].socket == WHOLE), (1, errno == Errno::EAGAIN));
+        }
+        assert_eq!(rig.table.current().entry(0).counters.snapshot().dropped, 16);
+    }
 }
 
 mod refusals {

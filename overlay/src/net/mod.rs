@@ -9,7 +9,9 @@ pub mod netlink;
 mod queues;
 pub mod sysctl;
 pub mod tap;
+mod uplinks;
 mod view;
 pub mod vxlan;
+mod xfrm;
 
 pub use device::DeviceError;

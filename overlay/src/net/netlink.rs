@@ -4,6 +4,7 @@
 //! newer flannels send too: a MAC given at creation is one that systemd's persistent-MAC policy leaves alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -20,7 +21,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tracing::warn;
 
 use super::decode::{
-    entry, interface, is_main, is_permanent, link_state, local_address, output_interface, route,
+    entry, interface, is_main, is_permanent, link_state, local_address, output_interface, path_mtu, route,
 };
 use crate::iface::Interface;
 use crate::plan::{Change, KindSpec, KindState, LinkSpec, LinkState, Observed, Route, VxlanSpec};
@@ -148,6 +149,62 @@ impl Netlink {
         }
     }
 
+    /// How the kernel would send a packet from `local` to `address`: through which interface, and how long it may be
+    /// as far as the route limits that.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; no route is `None`, and so is one that does not lead out of this host.
+    pub async fn way(
+        &self,
+        local: Ipv4Addr,
+        address: Ipv4Addr,
+    ) -> Result<Option<(u32, Option<u32>)>, NetlinkError> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .source_prefix(local, 32)
+            .build();
+        let what = format!("route from {local} to {address}");
+        let answer = self.handle.route().get(query).execute().try_next().await.map_err(failed(what));
+        let route = match answer {
+            Ok(route) => route,
+            Err(e) if e.errno().is_some() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let Some(route) = route.filter(|route| route.header.kind == RouteType::Unicast) else {
+            return Ok(None);
+        };
+        Ok(output_interface(&route).map(|interface| (interface, path_mtu(&route))))
+    }
+
+    /// The MTUs of the interfaces that routes lead through, and a number that changes when these do, or the routes, or
+    /// the rules that choose among them. Routes through the device of index `own` are left out.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn routing(&self, own: u32) -> Result<(u64, BTreeMap<u32, u32>), NetlinkError> {
+        let mut state = DefaultHasher::new();
+        let mut interfaces = BTreeSet::new();
+        for route in self.routes().await? {
+            let through = output_interface(&route);
+            if through != Some(own) {
+                interfaces.extend(through);
+                format!("{route:?}").hash(&mut state);
+            }
+        }
+        let rules = self.handle.rule().get(rtnetlink::IpVersion::V4).execute();
+        let rules: Vec<_> = rules.try_collect().await.map_err(failed("list rules"))?;
+        format!("{rules:?}").hash(&mut state);
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
+        let mut mtus = BTreeMap::new();
+        for link in links.iter().filter(|link| interfaces.contains(&link.header.index)) {
+            let LinkState { index, mtu, up, .. } = link_state(link);
+            (index, mtu, up).hash(&mut state);
+            mtus.insert(index, mtu);
+        }
+        Ok((state.finish(), mtus))
+    }
+
     /// Everything about the device called `name`.
     ///
     /// # Errors
@@ -201,6 +258,31 @@ impl Netlink {
             Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Brings up the device `name` of this index.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn bring_up(&self, name: &str, index: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().change(message).execute().await.map_err(failed(format!("{name}: set up")))
+    }
+
+    /// Makes a permanent neighbour entry at the device `name` of this index.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_neighbour(
+        &self,
+        name: &str,
+        index: u32,
+        ip: Ipv4Addr,
+        mac: [u8; 6],
+    ) -> Result<(), NetlinkError> {
+        let request = self.handle.neighbours().add(index, IpAddr::V4(ip)).kind(RouteType::Unicast);
+        let request = request.link_layer_address(&mac).replace();
+        request.execute().await.map_err(failed(format!("{name}: neighbour {ip}")))
     }
 
     /// Whether there is a device of this index.

@@ -4,10 +4,13 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::device::DeviceError;
+use super::netlink::Netlink;
+use super::sysctl;
 use crate::datapath::engine::Queue;
+use crate::datapath::inject::{self, Inject};
 use crate::datapath::io::Sockets;
 use crate::datapath::selftest;
 use crate::datapath::socket::{self, SocketError};
@@ -19,6 +22,9 @@ use crate::types::Vni;
 /// until it runs its program (we start `iptables`); an overlayd that was stopped may need a moment to go.
 const TAKEN: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(10);
+
+/// The hardware address of the self-test's station; locally administered.
+const TEST_STATION: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Opens something; tries again for a moment while somebody else has it.
 pub(super) async fn patiently<T>(open: impl Fn() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
@@ -50,6 +56,22 @@ pub(super) struct Opened {
     offloads: TapOffloads,
     /// What the self-test said, where there was one.
     tested: Option<selftest::Report>,
+    /// Why super-frames are not sent whole.
+    injection: Result<(), String>,
+}
+
+/// The injecting device `name`, up, with its program, and tested.
+async fn injecting(name: &str, netlink: &Netlink, vni: Vni, queues: usize) -> Result<Vec<Inject>, String> {
+    let device = inject::Device::open(name, queues).map_err(|error| error.to_string())?;
+    sysctl::no_ipv6(name).unwrap_or_else(|error| debug!(device = name, %error, "IPv6 left as it is"));
+    let link = netlink.link(name).await.map_err(|error| error.to_string())?;
+    let index = link.ok_or_else(|| format!("{name} is gone"))?.index;
+    netlink.bring_up(name, index).await.map_err(|error| error.to_string())?;
+    let queues = device.attach(index).map_err(|error| error.to_string())?;
+    let target = selftest::INJECTION_TARGET;
+    netlink.set_neighbour(name, index, target, TEST_STATION).await.map_err(|error| error.to_string())?;
+    selftest::injection(&queues, index, vni, rand::random())?;
+    Ok(queues)
 }
 
 impl Opened {
@@ -57,8 +79,28 @@ impl Opened {
     pub(super) async fn open(device: &str, underlay: Underlay, queues: usize) -> Result<Self, DeviceError> {
         let (taps, offloads, _) = patiently(|| Ok(tap::open(device, queues)?)).await?;
         let sockets = patiently(|| Ok(socket::open(underlay.local, underlay.port, queues)?)).await?;
-        let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets { receive, transmit } };
-        Ok(Self { queues: taps.into_iter().zip(sockets).map(queue).collect(), offloads, tested: None })
+        let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets::new(receive, transmit) };
+        let queues = taps.into_iter().zip(sockets).map(queue).collect();
+        Ok(Self {
+            queues,
+            offloads,
+            tested: None,
+            injection: Err("not asked for (-datapath-inject)".to_owned()),
+        })
+    }
+
+    /// Makes the queues send super-frames whole, if that is possible here.
+    pub(super) async fn inject(&mut self, netlink: &Netlink, underlay: Underlay) {
+        let name = format!("weft.{}", underlay.vni);
+        self.injection = match injecting(&name, netlink, underlay.vni, self.queues.len()).await {
+            Ok(queues) => {
+                let mut pairs = self.queues.iter_mut().zip(queues);
+                pairs
+                    .try_for_each(|(queue, inject)| queue.sockets.set_inject(inject))
+                    .map_err(|e| e.to_string())
+            }
+            Err(why) => Err(why),
+        };
     }
 
     /// Sends frames through both sides, and says what comes of it. What does not work then is no reason to stay away: a
@@ -115,6 +157,11 @@ impl Opened {
             tap("tap_udp", TapOffloads::TcpUdp, "the kernel cuts UDP into packets (Linux before 6.2)"),
             feature("tap_udp_write", self.takes_udp(), "UDP is handed to the device packet by packet"),
             feature("udp_segment", self.cuts_sends(), "every datagram is sent by itself"),
+            Feature::new(
+                "tcp_inject",
+                self.injection.is_ok(),
+                self.injection.as_ref().err().map_or("", String::as_str),
+            ),
             feature("udp_gro", coalescing, "every datagram is received by itself"),
             Feature::new("receive_queue", true, &format!("{queue_kib} KiB")),
         ];

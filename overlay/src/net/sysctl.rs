@@ -17,6 +17,14 @@ pub fn ignore_router_advertisements(device: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/net/ipv6/conf/{device}/accept_ra"), "0")
 }
 
+/// Keeps `device` without IPv6 addresses.
+///
+/// # Errors
+/// As [`ignore_router_advertisements`].
+pub fn no_ipv6(device: &str) -> io::Result<()> {
+    fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1")
+}
+
 /// This machine's host name; empty when it cannot be read.
 pub fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()

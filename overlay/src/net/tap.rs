@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::device::{Device, DeviceError, device_only, inner_mtu};
 use super::netlink::Netlink;
 use super::queues::{Opened, Underlay};
+use super::uplinks::Uplinks;
 use super::view::{RustView, View};
 use crate::config::DatapathOptions;
 use crate::datapath::engine::{Engine, Settings};
@@ -44,6 +45,7 @@ pub struct RustVxlan {
     opened: Option<Opened>,
     /// The interface index of the device that the engine reads.
     index: u32,
+    uplinks: Uplinks,
     /// What the file says.
     handed_over: Option<Handover>,
     view: Arc<RustView>,
@@ -132,7 +134,17 @@ impl RustVxlan {
     fn new(device: Device, underlay: Underlay, local: Local) -> Self {
         let view = View::new(Kind::Rust, &device.desired.link, underlay.vni, underlay.port, underlay.local);
         let view = Arc::new(RustView::new(view, &local.options));
-        Self { device, underlay, local, own: None, opened: None, index: 0, handed_over: None, view }
+        Self {
+            device,
+            underlay,
+            local,
+            own: None,
+            opened: None,
+            index: 0,
+            uplinks: Uplinks::default(),
+            handed_over: None,
+            view,
+        }
     }
 
     /// The view of it that the status server has.
@@ -142,7 +154,10 @@ impl RustVxlan {
 
     /// Opens the queues of the device, which is there, and their sockets.
     async fn open_queues(&mut self) -> Result<Opened, DeviceError> {
-        let opened = Opened::open(self.device.name(), self.underlay, self.local.options.queues).await?;
+        let mut opened = Opened::open(self.device.name(), self.underlay, self.local.options.queues).await?;
+        if self.local.options.inject {
+            opened.inject(&self.device.netlink, self.underlay).await;
+        }
         self.index = self.device.state().await?.map_or(0, |state| state.index);
         Ok(opened)
     }
@@ -201,11 +216,29 @@ impl RustVxlan {
 
     fn publish(&mut self, peers: &BTreeMap<Subnet, Peer>) {
         if self.device.desired.peers != *peers {
-            let table = &self.view.table;
-            table.publish(Table::build(peers.iter().map(|(s, p)| (*s, *p)), &table.current()));
-            self.view.view.set_peers(peers.len());
             self.device.desired.peers.clone_from(peers);
+            self.publish_table();
+            self.view.view.set_peers(peers.len());
         }
+    }
+
+    fn publish_table(&self) {
+        let (table, peers) = (&self.view.table, &self.device.desired.peers);
+        let built = Table::build(peers.iter().map(|(s, p)| (*s, *p)), &table.current());
+        table.publish(built.with_uplinks(|peer| self.uplinks.find(peer)));
+    }
+
+    /// Sees which way packets leave that do not pass the host's routing.
+    async fn look_for_uplinks(&mut self) -> Result<(), DeviceError> {
+        if !self.local.options.inject {
+            return Ok(());
+        }
+        let peers = self.device.desired.peers.values().map(|peer| peer.public_ip).collect();
+        let netlink = &self.device.netlink;
+        if self.uplinks.refresh(netlink, self.index, self.underlay.local, &peers).await? {
+            self.publish_table();
+        }
+        Ok(())
     }
 
     /// Leaves what we know for the next process.
@@ -291,6 +324,7 @@ impl DataPath for RustVxlan {
         self.publish(peers);
         let repaired = self.keep_running().await?;
         let changes = self.device.settle(|_| true).await?;
+        self.look_for_uplinks().await?;
         self.hand_over();
         if !self.device.netlink.has_address(self.underlay.local).await? {
             return Err(DeviceError::NoLocalAddress(self.underlay.local));

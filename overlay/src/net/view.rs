@@ -122,6 +122,7 @@ impl RustView {
                 spin_us: u64::try_from(options.spin.as_micros()).unwrap_or(u64::MAX),
                 cpus: options.cpus.clone(),
                 source_check: options.source_check,
+                inject: options.inject,
             },
             since: Instant::now(),
             workers: Mutex::new(Workers { unread, ..Workers::default() }),

@@ -14,7 +14,8 @@ use overlay::datapath::Peer;
 use overlay::datapath::decap::{self, Datagram, Decap, DecapSettings};
 use overlay::datapath::encap::{self, Encap, EncapSettings, Pushed};
 use overlay::datapath::frame::{Frame, Network, Transport};
-use overlay::datapath::table::Table;
+use overlay::datapath::table::{Table, Uplink};
+use overlay::datapath::tunnel::Tunnelled;
 use overlay::types::{Mtu, Vni, VtepMac};
 
 use crate::packets::{self, VNET_BYTES, be16};
@@ -56,16 +57,23 @@ fn mtu(byte: u8) -> Mtu {
     Mtu::try_from([68, 576, 1280, 1450, 8950, 65_535][usize::from(byte) % 6]).unwrap()
 }
 
-/// Settings: sockets, whether sends are cut, MTU. Entry: kind, length (2), repetitions; kind bit 0: to a known peer,
+/// Settings: sockets, whether sends are cut (bit 0) and super-frames sent whole (bit 1), MTU. Entry: kind, length (2), repetitions; kind bit 0: to a known peer,
 /// bits 1 and 2: length fields are put right.
 pub fn encap(mut data: &[u8]) {
-    let [sockets, cut, mtu_index] = take(&mut data);
-    let segments = if cut & 1 == 1 { 64 } else { 1 };
+    let [sockets, cut_super_frames, mtu_index] = take(&mut data);
+    let segments = if cut_super_frames & 1 == 1 { 64 } else { 1 };
     let sockets = u32::from(sockets % 8) + 1;
     let mac = VtepMac::try_from(OURS).unwrap();
-    let mut engine =
-        Encap::new(EncapSettings { vni: Vni::DEFAULT, mtu: mtu(mtu_index), mac, sockets, segments });
-    let table = table();
+    let mut engine = Encap::new(EncapSettings {
+        vni: Vni::DEFAULT,
+        mtu: mtu(mtu_index),
+        mac,
+        sockets,
+        segments,
+        inject: cut_super_frames & 2 == 2,
+    });
+    let uplink = Uplink { interface: 7, mtu: mtu(mtu_index.rotate_left(4)).get() };
+    let table = table().with_uplinks(|_| Some(uplink));
     let mut buffers: Vec<Vec<u8>> = Vec::new();
     let mut expected: BTreeMap<(u32, u32), Vec<Vec<u8>>> = BTreeMap::new();
     while !data.is_empty() && buffers.len() < ENTRIES && engine.has_room() {
@@ -96,6 +104,13 @@ pub fn encap(mut data: &[u8]) {
         let slices: Vec<&[u8]> = engine.pieces().slices(send.chain, &buffers).collect();
         let bytes = slices.concat();
         assert!(slices.len() <= 1024 && bytes.len() <= 65_507 && bytes.len() == send.chain.bytes, "{send:?}");
+        if let Some(tunnelled) = send.tunnelled {
+            assert!(cut_super_frames & 2 == 2);
+            let frames = whole(&tunnelled, &bytes, uplink.mtu);
+            assert_eq!(frames.len(), usize::from(send.datagrams));
+            found.entry((send.peer, send.socket)).or_default().extend(frames);
+            continue;
+        }
         assert!((1..=segments).contains(&send.datagrams), "{send:?}");
         let datagrams: Vec<&[u8]> = bytes.chunks(send.segment.into()).collect();
         assert_eq!(datagrams.len(), usize::from(send.datagrams));
@@ -106,6 +121,34 @@ pub fn encap(mut data: &[u8]) {
         }
     }
     assert!(found == expected, "{found:02x?}\n{expected:02x?}");
+}
+
+/// What the kernel makes of a super-frame that it is to cut with its outer headers.
+fn whole(tunnelled: &Tunnelled, frame: &[u8], mtu: u16) -> Vec<Vec<u8>> {
+    let (from, to) = ("192.0.2.9:50000".parse().unwrap(), "192.0.2.2:8472".parse().unwrap());
+    let headers = tunnelled.headers((from, to), [8, 0, 0, 0, 0, 0, 1, 0], (2, 77), 7, frame.len());
+    assert_eq!(headers[1] & !0x80, 0x21, "TCP over IPv4 in a tunnel");
+    let packet = [&headers[24..], frame].concat();
+    let (ip, udp) = (&packet[14..34], &packet[34..42]);
+    assert_eq!(ip[..2], [0x45, 2]);
+    assert_eq!(usize::from(be16(ip, 2)), packet.len() - 14);
+    assert_eq!((be16(ip, 4), be16(ip, 6), ip[9]), (77, 0, 17));
+    assert_eq!(packets::ones_sum(&[ip]), 0xffff, "the header's checksum");
+    assert_eq!(ip[12..], [192, 0, 2, 9, 192, 0, 2, 2]);
+    assert_eq!((be16(udp, 0), be16(udp, 2), be16(udp, 6)), (50_000, 8472, 0));
+    assert_eq!(usize::from(be16(udp, 4)), packet.len() - 34);
+    assert_eq!(packet[42..50], [8, 0, 0, 0, 0, 0, 1, 0]);
+    // The offsets in the header are those of what they name.
+    let le = |at: usize| u16::from_le_bytes([headers[at], headers[at + 1]]);
+    let layout = Frame::parse(frame).unwrap();
+    let within = |at: u16| usize::from(at) - 50;
+    assert_eq!((le(20), within(le(22))), (34, layout.network_at));
+    assert_eq!((within(le(2)), within(le(6)), le(8)), (layout.payload_at, layout.transport_at, 16));
+    let size = usize::from(le(4));
+    let frames = cut(frame, &layout, size);
+    assert_eq!(tunnelled.wire_bytes, frames.iter().map(Vec::len).sum::<usize>());
+    assert!(frames.iter().all(|frame| frame.len() + 36 <= usize::from(mtu)));
+    frames
 }
 
 /// What a frame behind a virtio-net header is on the wire. Of a super-frame's header only type and size count: where

@@ -15,23 +15,29 @@ mod frames;
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::libc;
 
 use super::engine::Queue;
+use super::frame::Frame;
+use super::inject::Inject;
 use super::io::Sockets;
 use super::socket::{DATAGRAM_BUFFER_BYTES, Message, Received, Refusal};
 use super::tap::{FRAME_BUFFER_BYTES, Tap};
+use super::tunnel::{self, Tunnelled};
+use super::vnet::{self, Vnet};
 use super::wait;
 use crate::types::Vni;
+use crate::wire::vxlan::{self, LINUX_PORT};
 
 /// How long each half waits for what it sent.
 pub const DEADLINE: Duration = Duration::from_millis(200);
 /// How often the ARP probe is repeated: the kernel may need a moment after the device came up.
 const REPEAT: Duration = Duration::from_millis(20);
+const INJECTION_REPEAT: Duration = Duration::from_millis(2);
 /// The mark that is to survive: ECT(0) (RFC 3168 section 5).
 const ECN: u8 = 0b10;
 
@@ -301,6 +307,56 @@ fn device(setup: &Setup<'_>, queues: &[Queue]) -> Result<Device, DeviceFault> {
         }
     }
     Err(DeviceFault::Silent { device: device(), address: setup.address })
+}
+
+/// A station on the injecting device's link, for its test only; a documentation address (RFC 5737). It is to have a
+/// neighbour entry, so that the kernel asks nobody where it is.
+pub const INJECTION_TARGET: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// Injects a super-frame into each queue for a station on the injecting device's own link, and sees that the program
+/// sends it back to us, whole. Blocks for a moment when all is well, for [`DEADLINE`] per queue at most.
+///
+/// # Errors
+/// What did not work, in words.
+pub fn injection(queues: &[Inject], interface: u32, vni: Vni, nonce: u64) -> Result<(), String> {
+    let words = |error: io::Error| format!("its self-test failed: {error}");
+    let bytes = frames::tcp_super_frame(nonce);
+    let frame = &bytes[vnet::LEN..];
+    let ends =
+        [(1, 1), (2, LINUX_PORT)].map(|(n, port)| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, n), port));
+    let headers = bytes
+        .first_chunk()
+        .and_then(|head| Vnet::decode(head).ok())
+        .zip(Frame::parse(frame))
+        .and_then(|(vnet, layout)| Tunnelled::new(&vnet, &layout, frame.len(), u16::MAX))
+        .map(|tunnelled| tunnelled.headers(ends.into(), vxlan::encode(vni), (0, 0), interface, frame.len()))
+        .ok_or("its self-test has no frame")?;
+    let expected = [&headers[tunnel::IPV4_AT..], frame].concat();
+    let mut buffer = buffer(tunnel::HEADER_BYTES + FRAME_BUFFER_BYTES);
+    let files: Vec<BorrowedFd<'_>> = queues.iter().map(AsFd::as_fd).collect();
+    for queue in queues {
+        let timer = Timer::start(DEADLINE);
+        let mut arrived = false;
+        while !arrived {
+            let Some(left) = timer.left() else {
+                return Err(format!(
+                    "its self-test failed: nothing came back within {} ms",
+                    DEADLINE.as_millis()
+                ));
+            };
+            queue.write(&[IoSlice::new(&headers), IoSlice::new(frame)]).map_err(words)?;
+            // Again, as the device's own queue may not be there yet when it has only just come up.
+            let pause = Timer::start(INJECTION_REPEAT.min(left));
+            while let Some(left) = pause.left().filter(|_| !arrived) {
+                wait::readable(&files, left).map_err(words)?;
+                for queue in queues {
+                    let length = queue.read(&mut buffer).map_err(words)?.unwrap_or(0);
+                    arrived |= buffer[..length].get(tunnel::IPV4_AT..) == Some(&expected);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads a frame from each queue; the kernel may put the answer into any of them.

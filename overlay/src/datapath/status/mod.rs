@@ -97,6 +97,8 @@ pub struct Settings {
     pub cpus: Vec<usize>,
     /// Whether only known VTEPs are heard, from their own underlay address (`-datapath-source-check`).
     pub source_check: bool,
+    /// Whether TCP super-frames may be sent whole (`-datapath-inject`); whether they are says the feature `tcp_inject`.
+    pub inject: bool,
 }
 
 /// Something that the kernel or the device can do or cannot.
