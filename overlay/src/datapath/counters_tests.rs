@@ -133,7 +133,7 @@ fn a_snapshot_has_every_counter_and_sums_of_snapshots_too() {
     assert_eq!(numbers(&serde_json::to_value(&sum).unwrap()), tripled);
     assert_eq!(
         sum.system_calls(),
-        3 * (one.tap_reads + one.tap_writes + one.sends + one.receives + one.polls)
+        3 * (one.tap_reads + one.tap_writes + one.sends + one.injects + one.receives + one.polls)
     );
 }
 
