@@ -403,6 +403,25 @@ fn runs_of_datagrams_cross_loopback_and_a_veth_with_their_ecn_bits_in_both_famil
 }
 
 #[test]
+fn what_a_full_socket_drops_is_known_without_receiving() {
+    in_own_namespace(|| {
+        let (mut receive, _) = one(sockets(LOOPBACK, 1));
+        let sender = UdpSocket::bind((LOOPBACK, 0)).unwrap();
+        let sent = 40_000;
+        // What does not fit is dropped without an error.
+        (0..sent).for_each(|_| assert!(sender.send_to(&[7; 512], (LOOPBACK, PORT)).is_ok()));
+        let dropped = receive.overflows();
+        let mut buffers: Vec<Box<[u8]>> = (0..64).map(|_| vec![0; DATAGRAM_BUFFER_BYTES].into()).collect();
+        let (mut got, mut out) = (0, Vec::new());
+        while receive.receive(&mut buffers, &mut out).unwrap() > 0 {
+            got += out.iter().map(|r| r.len.div_ceil(512)).sum::<usize>();
+        }
+        assert!(dropped > 0, "all of them fit");
+        assert_eq!((got + dropped as usize, receive.overflows()), (sent, dropped));
+    });
+}
+
+#[test]
 fn the_sending_sockets_have_a_port_each() {
     in_own_namespace(|| {
         let opened = sockets(LOOPBACK, 3);

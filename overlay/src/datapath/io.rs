@@ -37,8 +37,7 @@ pub trait Wire {
     /// The socket is broken.
     fn receive(&mut self, buffers: &mut [Box<[u8]>], out: &mut Vec<Received>) -> io::Result<usize>;
 
-    /// How many datagrams (or runs of them) were lost so far because nobody received them in time, modulo 2^32; as far
-    /// as is known from those received since.
+    /// How many datagrams (or runs of them) were lost so far because nobody received them in time, modulo 2^32.
     fn overflows(&self) -> u32;
 
     /// Sends through one socket. Returns how many messages were taken, and why the next one was not.

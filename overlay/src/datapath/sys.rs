@@ -78,6 +78,25 @@ pub(super) fn tun_set_little_endian(tun: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETLE, ptr::from_ref(&on)) }).map(drop)
 }
 
+/// `SO_MEMINFO` (Linux 4.12), how many numbers it gives, and which of them is the count of dropped datagrams.
+const SO_MEMINFO: libc::c_int = 55;
+const MEMINFO_NUMBERS: usize = 9;
+const MEMINFO_DROPS: usize = 8;
+
+/// How many datagrams the socket has dropped because its buffer was full, since it was made, modulo 2^32.
+pub(super) fn dropped_by(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut numbers = [0u32; MEMINFO_NUMBERS];
+    let mut bytes =
+        libc::socklen_t::try_from(size_of_val(&numbers)).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel writes at most `bytes` bytes to `numbers`, which has as many, and how many to `bytes`; both live
+    // until the call returns.
+    check(unsafe {
+        let (level, to) = (libc::SOL_SOCKET, numbers.as_mut_ptr().cast());
+        libc::getsockopt(socket.as_raw_fd(), level, SO_MEMINFO, to, &raw mut bytes)
+    })?;
+    Ok(numbers[MEMINFO_DROPS])
+}
+
 /// `_IOW('T', 212, int)`, which `libc` does not have.
 const TUNSETSNDBUF: libc::Ioctl = 0x4004_54d4u32 as libc::Ioctl;
 
@@ -278,7 +297,6 @@ const ECN: u8 = 0b11;
 pub(super) struct Receiver {
     batch: Batch,
     slices: Box<[libc::iovec]>,
-    overflows: u32,
 }
 
 // SAFETY: as for `Sender`.
@@ -287,7 +305,7 @@ unsafe impl Send for Receiver {}
 impl Receiver {
     pub(super) fn new() -> Self {
         let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        Self { batch: Batch::new(), slices: vec![empty; BATCH].into(), overflows: 0 }
+        Self { batch: Batch::new(), slices: vec![empty; BATCH].into() }
     }
 
     /// Receives what is there in one system call, one datagram per buffer and [`BATCH`] at most, and describes the
@@ -325,19 +343,13 @@ impl Receiver {
         })?;
         for (header, (name, control)) in headers.iter().zip(names.iter().zip(controls.iter())).take(received)
         {
-            out.push(describe(header, name, control, &mut self.overflows));
+            out.push(describe(header, name, control));
         }
         Ok(())
     }
-
-    /// How many datagrams the kernel dropped so far because the socket's buffer was full. Known from the datagrams
-    /// that came after.
-    pub(super) fn overflows(&self) -> u32 {
-        self.overflows
-    }
 }
 
-fn describe(header: &libc::mmsghdr, name: &Name, control: &Control, overflows: &mut u32) -> Received {
+fn describe(header: &libc::mmsghdr, name: &Name, control: &Control) -> Received {
     let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     let from = name.get(header.msg_hdr.msg_namelen).unwrap_or(nobody);
     // One that did not fit is of no use; nobody sends an empty one, so that length says it.
@@ -353,7 +365,6 @@ fn describe(header: &libc::mmsghdr, name: &Name, control: &Control, overflows: &
             (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                 received.ecn = value.to_le_bytes()[0] & ECN;
             }
-            (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => *overflows = value,
             _ => {}
         }
     }

@@ -42,6 +42,8 @@ const RECEIVE_MIN: usize = 8;
 const RECEIVE_MAX: usize = 64;
 /// "Fragmentation needed" messages a worker sends within a second at most.
 const TOO_BIG_PER_S: u32 = 200;
+/// Receives after which a busy worker asks what the socket has lost; one that is to sleep asks anyway.
+const LOOK_FOR_LOSS: u32 = 256;
 /// A broken socket is tried again after this long.
 const BROKEN: Duration = Duration::from_millis(10);
 /// Frames that the kernel could not hand over, one after the other, until the device counts as broken.
@@ -72,6 +74,8 @@ pub(crate) struct Worker<P, W> {
     offered: usize,
     /// What the socket had lost when it was last asked.
     overflows: u32,
+    /// Receives since.
+    unasked: u32,
     outbox: Outbox,
     slices: Vec<IoSlice<'static>>,
     too_big: Bucket,
@@ -126,6 +130,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
             received: Vec::with_capacity(RECEIVE_MAX),
             offered: RECEIVE_MIN,
             overflows: 0,
+            unasked: 0,
             slices: Vec::with_capacity(1024),
             too_big: Bucket { since: Instant::now(), used: 0 },
             unreadable: 0,
@@ -171,6 +176,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
     }
 
     fn sleep(&mut self, now: Instant) -> io::Result<()> {
+        self.count_overflows();
         bump(&self.counters.polls, 1);
         if self.port.sleep(&self.wire, &self.wake, None)? {
             self.wake.clear();
@@ -178,6 +184,19 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         bump(&self.counters.wakeups, 1);
         self.spin.woken_after(now.elapsed());
         Ok(())
+    }
+
+    /// Counts what the socket has lost since it was last asked.
+    fn count_overflows(&mut self) {
+        if std::mem::take(&mut self.unasked) == 0 {
+            return;
+        }
+        let overflows = self.wire.overflows();
+        let lost = overflows.wrapping_sub(self.overflows);
+        if lost > 0 {
+            self.overflows = overflows;
+            self.counters.count_drop(Drop::ReceiveFull, lost.into());
+        }
     }
 
     /// Both ways once; returns whether there was anything.
@@ -333,11 +352,9 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         if got == 0 {
             return false;
         }
-        let overflows = self.wire.overflows();
-        let lost = overflows.wrapping_sub(self.overflows);
-        if lost > 0 {
-            self.overflows = overflows;
-            self.counters.count_drop(Drop::ReceiveFull, lost.into());
+        self.unasked += 1;
+        if self.unasked >= LOOK_FOR_LOSS {
+            self.count_overflows();
         }
         self.counters.receive_batch.record(got);
         self.decap.clear();
