@@ -96,7 +96,7 @@ flannel.1: overlayd's own data path, running for 1 h 1 min (overlayd 0.1.0)
   received   600000  40.00 MB        200000          3.00
 
   system calls    0.17 per packet: 303000 for 1834567
-                  tap reads 60000, tap writes 200000, sends 9000, receives 30000, polls 4000
+                  tap reads 60000, tap writes 200000, sends 9000, injected 0, receives 30000, polls 4000
   spinning        37.0 s, 1.0% of the time, 90000 looks
   sleeping        4000 times, 3990 of them ended by a packet
   answered        ARP 3, neighbour solicitations 1, packets too big 2
