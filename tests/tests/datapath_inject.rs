@@ -11,7 +11,7 @@ use weft_tests::wait::wait_for;
 /// Bytes of a transfer in which super-frames are certain.
 const BULK: u64 = 32 << 20;
 const A_LITTLE: u64 = 4 << 20;
-/// What a host with one kernel vxlan peer and one of ours has as flags.
+/// Flags of a node that has everything cut before it leaves.
 const WITHOUT: &[&str] = &["-datapath=rust", "-datapath-inject=false"];
 
 /// The first release that cuts tunnels' super-frames for a TAP (`TUN_F_UDP_TUNNEL_GSO`).

@@ -14,7 +14,7 @@
 //! with policies nothing is injected.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -117,14 +117,7 @@ impl Inject {
     /// # Errors
     /// `EBADFD`: the device was deleted.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            match (&self.file).read(buffer) {
-                Ok(length) => return Ok(Some(length)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        tap::read_frame(&self.file, buffer)
     }
 
     /// Writes one super-frame, [`tunnel::HEADER_BYTES`] first.
@@ -133,12 +126,6 @@ impl Inject {
     /// `WouldBlock`: no room now. `EIO`: the device is down. `EBADFD`: it was deleted. `EINVAL`: the kernel finds header
     /// and frame inconsistent.
     pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        loop {
-            match (&self.file).write_vectored(parts) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        tap::write_frame(&self.file, parts)
     }
 }

@@ -145,14 +145,7 @@ impl Tap {
     /// # Errors
     /// `EBADFD`: the device was deleted. `EINVAL`: as for [`super::io::Port::read`].
     pub fn read(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            match (&self.file).read(buf) {
-                Ok(len) => return Ok(Some(len)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        read_frame(&self.file, buf)
     }
 
     /// Writes one frame, gathered from 1024 parts at most, the header first. It is taken whole or not at all.
@@ -166,12 +159,29 @@ impl Tap {
         if parts.len() > sys::MAX_SLICES {
             return Err(ErrorKind::InvalidInput.into());
         }
-        loop {
-            match (&self.file).write_vectored(parts) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        write_frame(&self.file, parts)
+    }
+}
+
+/// Reads one frame from a queue; `None` when there is none now.
+pub(super) fn read_frame(mut queue: &File, buf: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match queue.read(buf) {
+            Ok(len) => return Ok(Some(len)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Writes one frame to a queue, of [`sys::MAX_SLICES`] parts at most.
+pub(super) fn write_frame(mut queue: &File, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    loop {
+        match queue.write_vectored(parts) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

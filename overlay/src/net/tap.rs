@@ -235,9 +235,12 @@ impl RustVxlan {
         }
         let peers = self.device.desired.peers.values().map(|peer| peer.public_ip).collect();
         let netlink = &self.device.netlink;
-        if self.uplinks.refresh(netlink, self.index, self.underlay.local, &peers).await? {
+        let refreshed = self.uplinks.refresh(netlink, self.index, self.underlay.local, &peers).await;
+        // Also what was found out before something failed counts, above all that the host now encrypts.
+        if !matches!(refreshed, Ok(false)) {
             self.publish_table();
         }
+        refreshed?;
         Ok(())
     }
 
