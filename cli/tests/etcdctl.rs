@@ -49,6 +49,8 @@ const COMMANDS: &[&[&str]] = &[
     &["mk", "/m", "1"],
     &["-o", "extended", "mk", "/m2", "1"],
     &["-o", "json", "mk", "/m3", "1", "--ttl", "50"],
+    // At once, within the second: what is left of its time to live is printed.
+    &["-o", "json", "rm", "/m3"],
     &["mk", "/q", "1", "--in-order"],
     &["-o", "json", "mk", "--in-order", "/q", "2"],
     &["mkdir", "/d"],
@@ -86,7 +88,6 @@ const COMMANDS: &[&[&str]] = &[
     &["rm", "/a"],
     &["rm"],
     &["-o", "extended", "rm", "/m"],
-    &["-o", "json", "rm", "/m3"],
     &["set", "/gone", "v"],
     &["rm", "/gone"],
     &["set", "/gone", "v"],

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use support::{Hosts, PREFIX, eventually, lines};
 
-const CONFIG: &str = r#"{ "Network": "172.17.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+/// What the tests write themselves for hosts that do not exist lies below `SubnetMin`, where no host leases at random.
+const CONFIG: &str =
+    r#"{ "Network": "172.17.0.0/16", "SubnetMin": "172.17.100.0", "Backend": {"Type": "vxlan"}}"#;
 const SOON: Duration = Duration::from_secs(30);
 
 fn peer(host: u8) -> String {
@@ -122,7 +124,7 @@ fn the_mesh_is_probed_on_request() {
     let hosts = Hosts::new(CONFIG);
     let (_first, a) = hosts.ready(0, &[]);
     let (second, b) = hosts.ready(1, &[]);
-    hosts.set("subnets/172.17.200.0-24", &peer(44));
+    hosts.set("subnets/172.17.45.0-24", &peer(44));
     eventually("all peers programmed", SOON, || {
         (hosts.routes(0).len() == 2 && hosts.routes(1).len() == 2).then_some(())
     });
@@ -402,15 +404,15 @@ fn a_store_made_anew_is_noticed_and_the_subnet_leased_again() {
 #[test]
 fn a_reservation_is_kept_without_ttl() {
     let hosts = Hosts::new(CONFIG);
-    hosts.set("subnets/172.17.88.0-24", r#"{"PublicIP":"10.99.0.2"}"#);
+    hosts.set("subnets/172.17.188.0-24", r#"{"PublicIP":"10.99.0.2"}"#);
     let (first, a) = hosts.ready(0, &[]);
-    assert_eq!(a, "172.17.88.0");
+    assert_eq!(a, "172.17.188.0");
     assert!(
-        first.log().contains("Found lease (172.17.88.0/24) for current IP (10.99.0.2), reusing"),
+        first.log().contains("Found lease (172.17.188.0/24) for current IP (10.99.0.2), reusing"),
         "{}",
         first.log()
     );
-    let lease = hosts.etcdctl(&["-o", "extended", "get", &format!("{PREFIX}/subnets/172.17.88.0-24")]);
+    let lease = hosts.etcdctl(&["-o", "extended", "get", &format!("{PREFIX}/subnets/172.17.188.0-24")]);
     assert!(lease.contains("TTL: 0") && lease.contains(&hosts.mac(0)), "{lease}");
 }
 

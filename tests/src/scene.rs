@@ -30,7 +30,9 @@ pub const TRIO: [&[&str]; 3] = [RUST, RUST, KERNEL];
 /// The patience of a busy machine.
 pub const SOON: Duration = Duration::from_secs(45);
 
-const NETWORK_CONFIG: &str = r#"{"Network": "172.17.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+/// Above `SubnetMax` a test may write leases of hosts that do not exist; nobody leases them at random.
+const NETWORK_CONFIG: &str =
+    r#"{"Network": "172.17.0.0/16", "SubnetMax": "172.17.190.0", "Backend": {"Type": "vxlan"}}"#;
 
 /// Nodes with a container each, all of which reach each other.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
@@ -42,7 +42,21 @@ impl Etcd {
             .expect("etcd cannot be started: install Debian's package etcd-server");
         let etcd = Self { process: Some(process), url, _folder: Some(folder) };
         wait_for("etcd to answer", || run("etcdctl", &etcd, &["cluster-health"]).code == 0);
+        // It decides on the version after it has begun to serve, and with that takes an index.
+        wait_for("etcd to decide on the cluster's version", || {
+            let version = etcd.get("/version");
+            version.contains("etcdcluster") && !version.contains("not_decided")
+        });
         etcd
+    }
+
+    /// The answer to a plain `GET`, head included.
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.url.trim_start_matches("http://")).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// An endpoint where nothing listens.
