@@ -74,6 +74,9 @@ pub enum DaemonError {
     /// The lease was ours and is no longer.
     #[error(transparent)]
     Lost(#[from] Loss),
+    /// Packets are carried no more.
+    #[error("{0}")]
+    DataPath(&'static str),
     /// The health server cannot listen.
     #[error("flag -healthz-port: cannot listen on {address}: {error}")]
     Health {

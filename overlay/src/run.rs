@@ -79,7 +79,7 @@ struct Table {
 }
 
 impl<D: DataPath> Node<D> {
-    /// Runs until the lease is lost; returns why.
+    /// Runs until the lease is lost or the data path beyond repair; returns why.
     pub(crate) async fn run(mut self) -> DaemonError {
         let mut table = Table::default();
         let mut in_flight: Option<InFlight> = None;
@@ -89,6 +89,9 @@ impl<D: DataPath> Node<D> {
         loop {
             if let Some(loss) = self.keeper.lost() {
                 return loss.clone().into();
+            }
+            if let Some(reason) = self.datapath.fatal() {
+                return DaemonError::DataPath(reason);
             }
             if in_flight.is_none()
                 && let Some(request) = self.keeper.poll_request()

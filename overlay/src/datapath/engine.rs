@@ -3,8 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -16,6 +15,7 @@ use super::encap::EncapSettings;
 use super::io::Sockets;
 use super::table::Shared;
 use super::tap::Tap;
+use super::thread::Thread;
 use super::wait::{EventFd, pin_this_thread};
 use super::worker::{Common, Worker};
 use crate::types::{Mtu, Vni, VtepMac};
@@ -59,22 +59,12 @@ pub struct Queue {
 pub struct Engine {
     workers: Vec<Handle>,
     stop: Arc<AtomicBool>,
-    alive: Arc<AtomicUsize>,
 }
 
 struct Handle {
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
     wake: Arc<EventFd>,
     counters: Arc<Counters>,
-}
-
-/// Counts a worker out however it ends, also by a panic.
-struct Alive(Arc<AtomicUsize>);
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Engine {
@@ -88,11 +78,7 @@ impl Engine {
         table: &Arc<Shared>,
         capture: &Arc<Capture>,
     ) -> io::Result<Engine> {
-        let mut engine = Engine {
-            workers: Vec::with_capacity(queues.len()),
-            stop: Arc::default(),
-            alive: Arc::new(AtomicUsize::new(queues.len())),
-        };
+        let mut engine = Engine { workers: Vec::with_capacity(queues.len()), stop: Arc::default() };
         for (number, queue) in queues.into_iter().enumerate() {
             let common = Common { table: table.clone(), capture: capture.clone(), stop: engine.stop.clone() };
             let (counters, wake) = (Arc::new(Counters::default()), Arc::new(EventFd::new()?));
@@ -114,9 +100,7 @@ impl Engine {
             };
             let (spin, port) = (settings.spin, settings.port);
             let shared = (counters.clone(), wake.clone());
-            let alive = Alive(engine.alive.clone());
-            let thread = std::thread::Builder::new().name(format!("datapath-{number}")).spawn(move || {
-                let _alive = alive;
+            let thread = Thread::start(format!("datapath-{number}"), move || {
                 pin(number, cpu);
                 // Made here, so that its memory is local to the CPU it runs on.
                 let ports = (queue.tap, queue.sockets);
@@ -125,15 +109,21 @@ impl Engine {
                     error!(worker = number, "the data path's worker stops: {error}");
                 }
             })?;
-            engine.workers.push(Handle { thread: Some(thread), wake, counters });
+            engine.workers.push(Handle { thread, wake, counters });
         }
         info!(workers = engine.workers.len(), "data path running");
         Ok(engine)
     }
 
-    /// False once a worker gave up, which it does when its device is deleted.
+    /// False once a worker gave up, which it does when its device is deleted, or was killed.
     pub fn is_running(&self) -> bool {
-        self.alive.load(Ordering::Relaxed) == self.workers.len()
+        self.workers.iter().all(|worker| worker.thread.is_running())
+    }
+
+    /// Whether the kernel has killed a worker, after a fault of its own. What the worker had open stays open, so no
+    /// other engine of this process can take its place.
+    pub fn was_killed(&self) -> bool {
+        self.workers.iter().any(|worker| worker.thread.was_killed())
     }
 
     /// The counters of each worker.
@@ -165,10 +155,6 @@ impl Drop for Engine {
         for worker in &self.workers {
             worker.wake.wake();
         }
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take() {
-                let _ = thread.join(); // a panic has been reported by its thread
-            }
-        }
+        // All have been told to end; dropping each waits for it.
     }
 }

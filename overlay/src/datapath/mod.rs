@@ -1,5 +1,5 @@
-//! The seam between the daemon and whatever carries packets: today the kernel's VXLAN device
-//! ([`crate::net::vxlan`]), later a data plane in user space.
+//! The seam between the daemon and whatever carries packets, the kernel's VXLAN device ([`crate::net::vxlan`]) or the
+//! data plane in user space that is in this module ([`crate::net::tap`] puts it behind the seam).
 //!
 //! A data path is told the whole truth each time ([`DataPath::sync`] gets every peer), never a difference. It finds
 //! out itself what to change, so repeating a call is harmless and repairs what others broke.
@@ -32,6 +32,7 @@ pub mod status;
 mod sys;
 pub mod table;
 pub mod tap;
+mod thread;
 pub mod tunnel;
 pub mod vnet;
 pub mod wait;
@@ -80,4 +81,9 @@ pub trait DataPath: Send {
         &mut self,
         peers: &BTreeMap<Subnet, Peer>,
     ) -> impl Future<Output = Result<usize, Self::Error>> + Send;
+
+    /// What keeps this process from carrying packets for good, so that only another one can; `None` while nothing does.
+    fn fatal(&self) -> Option<&'static str> {
+        None
+    }
 }

@@ -128,6 +128,13 @@ impl DataPath for Carrier {
             Self::Rust(vxlan) => vxlan.sync(peers).await,
         }
     }
+
+    fn fatal(&self) -> Option<&'static str> {
+        match self {
+            Self::Kernel(vxlan) => vxlan.fatal(),
+            Self::Rust(vxlan) => vxlan.fatal(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -203,6 +203,9 @@ impl RustVxlan {
 
     /// Starts the engine anew where that is needed; returns how many changes it took.
     async fn keep_running(&mut self) -> Result<usize, DeviceError> {
+        if self.view.was_killed() {
+            return Ok(0); // see `fatal`
+        }
         let state = self.device.state().await?;
         let Some(trouble) = trouble(state.as_ref(), self.index, self.view.is_running()) else { return Ok(0) };
         let Some(own) = self.own else { return Ok(0) };
@@ -326,13 +329,22 @@ impl DataPath for RustVxlan {
     async fn sync(&mut self, peers: &BTreeMap<Subnet, Peer>) -> Result<usize, DeviceError> {
         self.publish(peers);
         let repaired = self.keep_running().await?;
-        let changes = self.device.settle(|_| true).await?;
+        let settled = self.device.settle(|_| true).await;
+        // Also when our device is not as it should be: the ways out of the host are another matter.
         self.look_for_uplinks().await?;
+        let changes = settled?;
         self.hand_over();
         if !self.device.netlink.has_address(self.underlay.local).await? {
             return Err(DeviceError::NoLocalAddress(self.underlay.local));
         }
         Ok(repaired + changes)
+    }
+
+    fn fatal(&self) -> Option<&'static str> {
+        self.view.was_killed().then_some(
+            "the kernel has killed a worker of the data path, see its log (dmesg); ending, because only a new process \
+             can take its place",
+        )
     }
 }
 

@@ -146,6 +146,11 @@ impl RustView {
     pub(super) fn is_running(&self) -> bool {
         lock(&self.workers).engine.as_ref().is_some_and(Engine::is_running)
     }
+
+    /// See [`Engine::was_killed`].
+    pub(super) fn was_killed(&self) -> bool {
+        lock(&self.workers).engine.as_ref().is_some_and(Engine::was_killed)
+    }
 }
 
 impl Source for RustView {
