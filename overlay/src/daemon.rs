@@ -32,7 +32,7 @@ use crate::masq::Wanted;
 use crate::net::DeviceError;
 use crate::net::carrier::Carrier;
 use crate::net::firewall::Firewall;
-use crate::net::netlink::{self, Netlink, NetlinkError};
+use crate::net::netlink::{Netlink, NetlinkError};
 use crate::net::sysctl;
 use crate::net::tap::Local;
 use crate::probe::{self, Identity};
@@ -220,7 +220,7 @@ async fn start(config: Config) -> Result<(), DaemonError> {
     tasks.spawn(probe::serve(registry.client().clone(), registry.prefix().to_owned(), me, mesh_targets));
 
     let (disturb, disturbed) = mpsc::channel(1);
-    tasks.spawn(netlink::watch_device(datapath.device().to_owned(), disturb));
+    tasks.spawn(datapath.watch(disturb));
 
     let node = Node {
         registry,

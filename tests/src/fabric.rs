@@ -42,7 +42,8 @@ pub struct Host {
     pub ns: Namespace,
     /// Address of its `eth0`.
     pub address: Ipv4Addr,
-    port: String,
+    /// The other end of that, at the bridge outside.
+    pub port: String,
 }
 
 /// A container: a namespace behind a host's `docker0`.

@@ -2,8 +2,10 @@
 //! where that would be wrong.
 
 use anyhow::{Context, Result, ensure};
+use weft_tests::command::{self, Output};
 use weft_tests::fabric::Fabric;
 use weft_tests::flows::tcp::{Flow, both_ways, transfer};
+use weft_tests::ns::Namespace;
 use weft_tests::process::one_at_a_time;
 use weft_tests::scene::{A, B, K, KERNEL, RUST, SOON, Scene};
 use weft_tests::wait::wait_for;
@@ -101,7 +103,16 @@ fn what_may_not_leave_whole_is_cut() -> Result<()> {
     settles(&scene, (A, B), false).context("on a route with a smaller MTU")?;
     settles(&scene, (A, K), true).context("on the other route")?;
     ns.ip(&format!("route delete {peer}/32"))?;
-    settles(&scene, (A, B), true).context("on the first route again")
+    settles(&scene, (A, B), true).context("on the first route again")?;
+
+    // Where the sockets' packets go is chosen by more than we can ask for.
+    ns.ip("rule add fwmark 7 lookup main")?;
+    settles(&scene, (A, B), false).context("with a rule for marks")?;
+    ns.ip("rule delete fwmark 7")?;
+    settles(&scene, (A, B), true).context("without the rule")?;
+    ns.ip(&format!("route add {peer}/32 nexthop dev eth0 nexthop via {peer} dev eth0 onlink"))?;
+    settles(&scene, (A, B), false).context("with two next hops")?;
+    settles(&scene, (A, K), true).context("on the route with one")
 }
 
 #[test]
@@ -134,7 +145,7 @@ fn another_interface_to_the_peer_is_taken() -> Result<()> {
 }
 
 #[test]
-fn a_device_that_is_deleted_is_done_without() -> Result<()> {
+fn a_device_that_is_deleted_or_set_down_is_made_right() -> Result<()> {
     let _turn = one_at_a_time();
     let fabric = Fabric::tutorial()?;
     let scene = Scene::new(&fabric, &[RUST, RUST])?;
@@ -142,12 +153,80 @@ fn a_device_that_is_deleted_is_done_without() -> Result<()> {
         return transfer(scene.path(A, B), BULK);
     }
     settles(&scene, (A, B), true)?;
-    let flows = [Flow::new(scene.path(A, B))];
-    Flow::during(&flows, || {
-        flows[0].wait_more(A_LITTLE)?;
-        scene.nodes[A].host.ns.ip("link delete weft.1")?;
-        flows[0].wait_more(A_LITTLE).context("after the device was deleted")
-    })?;
-    ensure!(injected(&scene, (A, B), A_LITTLE)? == 0, "without a device");
+    for wrong in ["link delete weft.1", "link set weft.1 down"] {
+        let flows = [Flow::new(scene.path(A, B))];
+        Flow::during(&flows, || {
+            flows[0].wait_more(A_LITTLE)?;
+            scene.nodes[A].host.ns.ip(wrong)?;
+            flows[0].wait_more(A_LITTLE).with_context(|| format!("after ip {wrong}"))
+        })?;
+        settles(&scene, (A, B), true).with_context(|| format!("after ip {wrong}"))?;
+        possible(&scene, A).with_context(|| format!("after ip {wrong}"))?;
+    }
+    Ok(())
+}
+
+/// Outer packets that a host has sent, and datagrams that its programs have received, several at once counted as one.
+fn traffic(ns: &Namespace) -> Result<(u64, u64)> {
+    let links: serde_json::Value = serde_json::from_str(&ns.ip("-j -s link show dev eth0")?)?;
+    let sent = links[0]["stats64"]["tx"]["packets"].as_u64().context("no count of packets")?;
+    let table = ns.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    // A line of names, then one of numbers, "InDatagrams" the first.
+    let received = table.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
+    let received = received.and_then(|numbers| numbers.split_whitespace().next()).context("no UDP")?;
+    Ok((sent, received.parse()?))
+}
+
+#[test]
+fn an_uplink_that_cuts_nothing_has_the_kernel_cut() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let scene = Scene::new(&fabric, &[RUST, RUST, KERNEL])?;
+    let possible = possible(&scene, A)?;
+    let ns = |node: usize| &scene.nodes[node].host.ns;
+    let none = "tx off tso off gso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
+    ns(A).run("ethtool", &format!("-K eth0 {none}"))?.ok()?;
+    for peer in [B, K] {
+        // A veth device glues together only what comes from one that cuts.
+        ns(peer).run("ethtool", "-K eth0 gro on")?.ok()?;
+        let port = &scene.nodes[peer].host.port;
+        fabric.outside.run("ethtool", &format!("-K {port} tso off"))?.ok()?;
+        settles(&scene, (A, peer), possible)?;
+        let before = (traffic(ns(A))?, traffic(ns(peer))?);
+        ensure!((injected(&scene, (A, peer), BULK)? > BULK / 65_536 / 4) == possible, "to {peer}");
+        let after = (traffic(ns(A))?, traffic(ns(peer))?);
+        let sent = after.0.0 - before.0.0;
+        ensure!(sent > BULK / 1450, "only {sent} packets: they were not cut at the uplink of this test");
+        let received = after.1.1 - before.1.1;
+        ensure!(received < sent / 3, "{sent} packets came to {peer} as {received} datagrams");
+    }
+    Ok(())
+}
+
+#[test]
+fn who_has_no_right_to_cannot_send_through_the_devices() -> Result<()> {
+    let _turn = one_at_a_time();
+    let fabric = Fabric::tutorial()?;
+    let scene = Scene::new(&fabric, &[RUST])?;
+    let possible = possible(&scene, A)?;
+    let ns = &scene.nodes[A].host.ns;
+    // A device of the same kind without an owner, to see that the attempt could succeed.
+    ns.ip("tuntap add dev open0 mode tap multi_queue vnet_hdr")?;
+    let attempt = |device: &str| -> Result<Output> {
+        let as_nobody = format!(
+            "mount -t tmpfs tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec setpriv --reuid=65534 \
+             --regid=65534 --clear-groups ip tuntap del dev {device} mode tap multi_queue vnet_hdr"
+        );
+        let mut command = ns.command("unshare")?;
+        command::run(command.args(["--mount", "--propagation=private", "sh", "-c", &as_nobody]))
+    };
+    // Whoever can attach to a device can do away with it.
+    attempt("open0")?.ok().context("a device that is everybody's")?;
+    ensure!(ns.ip("link show open0").is_err(), "the attempt does nothing");
+    for device in ["flannel.1", "weft.1"].into_iter().filter(|&device| possible || device != "weft.1") {
+        let refused = attempt(device)?;
+        ensure!(refused.ok().is_err(), "{device} let somebody in");
+        ensure!(refused.to_string().contains("Operation not permitted"), "{device}: {refused}");
+    }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! The program on the injecting device ([`super::inject`]): it sends each packet out of the interface that its Ethernet
-//! header names ([`super::tunnel`]), to the next hop that the kernel's routes give.
+//! header names ([`super::tunnel`]), to the next hop that the kernel's routes give. Before that it forgets which of our
+//! queues the packet came from: the kernel would choose the uplink's queue by that, and not by the flow as for what goes
+//! through the sockets, so that a flow's packets could overtake each other.
 //!
-//! Thirteen instructions, written here as the kernel reads them (`linux/bpf.h`, `struct bpf_insn`): no compiler for BPF is
+//! Fifteen instructions, written here as the kernel reads them (`linux/bpf.h`, `struct bpf_insn`): no compiler for BPF is
 //! needed to build this, and nothing to load at run time but these bytes.
 
 use std::io;
@@ -23,8 +25,9 @@ const fn instruction(opcode: u8, (to, from): (u8, u8), offset: i16, immediate: i
     Instruction { opcode, registers: to | (from << 4), offset, immediate }
 }
 
-/// `BPF_LDX | BPF_MEM | BPF_W`: 32 bits of memory.
+/// `BPF_LDX | BPF_MEM | BPF_W` and `BPF_STX`: 32 bits of memory.
 const LOAD: u8 = 0x61;
+const STORE: u8 = 0x63;
 /// `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_K`.
 const COPY: u8 = 0xbf;
 const SET: u8 = 0xb7;
@@ -36,7 +39,8 @@ const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
-/// Offsets of `data` and `data_end` in `struct __sk_buff`.
+/// Offsets of `queue_mapping`, `data` and `data_end` in `struct __sk_buff`.
+const QUEUE_MAPPING: i16 = 12;
 const DATA: i16 = 76;
 const DATA_END: i16 = 80;
 /// See [`tunnel::INTERFACE_AT`].
@@ -47,7 +51,9 @@ const REDIRECT_NEIGH: i32 = 152;
 /// `TC_ACT_SHOT`.
 const DROP: i32 = 2;
 
-const PROGRAM: [Instruction; 13] = [
+const PROGRAM: [Instruction; 15] = [
+    instruction(SET, (2, 0), 0, 0),
+    instruction(STORE, (1, 2), QUEUE_MAPPING, 0),
     instruction(LOAD, (2, 1), DATA, 0),
     instruction(LOAD, (3, 1), DATA_END, 0),
     instruction(COPY, (4, 2), 0, 0),

@@ -59,6 +59,7 @@ pub struct Queue {
 pub struct Engine {
     workers: Vec<Handle>,
     stop: Arc<AtomicBool>,
+    cuts: Arc<AtomicBool>,
 }
 
 struct Handle {
@@ -78,9 +79,15 @@ impl Engine {
         table: &Arc<Shared>,
         capture: &Arc<Capture>,
     ) -> io::Result<Engine> {
-        let mut engine = Engine { workers: Vec::with_capacity(queues.len()), stop: Arc::default() };
+        let mut engine =
+            Engine { workers: Vec::with_capacity(queues.len()), stop: Arc::default(), cuts: Arc::default() };
         for (number, queue) in queues.into_iter().enumerate() {
-            let common = Common { table: table.clone(), capture: capture.clone(), stop: engine.stop.clone() };
+            let common = Common {
+                table: table.clone(),
+                capture: capture.clone(),
+                stop: engine.stop.clone(),
+                cuts: engine.cuts.clone(),
+            };
             let (counters, wake) = (Arc::new(Counters::default()), Arc::new(EventFd::new()?));
             let cpu = settings.cpus.get(number % settings.cpus.len().max(1)).copied();
             let encap = EncapSettings {
@@ -124,6 +131,11 @@ impl Engine {
     /// other engine of this process can take its place.
     pub fn was_killed(&self) -> bool {
         self.workers.iter().any(|worker| worker.thread.was_killed())
+    }
+
+    /// Whether a worker that sent super-frames whole can do so no more.
+    pub fn cuts_again(&self) -> bool {
+        self.cuts.load(Ordering::Relaxed)
     }
 
     /// The counters of each worker.

@@ -1,6 +1,7 @@
 //! The injecting device: a second TAP, `weft.<VNI>`, into which encapsulated super-frames are written whole. They do not
 //! enter the host's stack there: a program on the device ([`super::bpf`]) sends them on at once, out of the interface
-//! towards the peer, where they are cut as late as the kernel's vxlan device has it done.
+//! towards the peer, where they are cut. A card that cuts only what the kernel's vxlan device gives it leaves that to the
+//! processor.
 //!
 //! ```text
 //! one write: headers | super-frame ──▶ weft.1 ──▶ program ──▶ next hop's neighbour entry ──▶ uplink, which cuts
@@ -22,8 +23,9 @@ use nix::libc;
 
 use super::{bpf, sys, tap, tunnel};
 
-/// `TUN_F_UDP_TUNNEL_GSO`, Linux 6.17. `libc` does not have it.
+/// `TUN_F_UDP_TUNNEL_GSO` and `TUN_F_UDP_TUNNEL_GSO_CSUM`, Linux 6.17. `libc` does not have them.
 const TUN_F_UDP_TUNNEL_GSO: u32 = 0x80;
+const TUN_F_UDP_TUNNEL_GSO_CSUM: u32 = 0x100;
 /// Bytes of a queue that are under way at most, as with a sending socket.
 const SEND_QUEUE_BYTES: i32 = 4 << 20;
 
@@ -33,6 +35,11 @@ pub enum InjectError {
     /// The kernel does not cut tunnels' super-frames for a TAP.
     #[error("the kernel is older than Linux 6.17")]
     OldKernel,
+    /// There is a device of this name.
+    #[error(
+        "there is a device {0} already, or somebody is just letting go of it; remove it with: ip link del {0}"
+    )]
+    Taken(String),
     /// No device.
     #[error(transparent)]
     Tap(#[from] tap::TapError),
@@ -73,7 +80,13 @@ impl Device {
         for queue in 0..queues {
             let file = tap::open_file(name)?;
             let exclusive = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
-            tap::attach(&file, name, exclusive).map_err(failed("TUNSETIFF"))?;
+            tap::attach(&file, name, exclusive).map_err(|source| match source.raw_os_error() {
+                Some(libc::EBUSY) => InjectError::Taken(name.to_owned()),
+                _ => failed("TUNSETIFF")(source),
+            })?;
+            if queue == 0 {
+                tap::keep_others_out(&file).map_err(failed("TUNSETOWNER"))?;
+            }
             files.push(file);
         }
         let bytes = i32::try_from(tunnel::VNET_TUNNEL_BYTES).unwrap_or(0); // 24
@@ -81,7 +94,8 @@ impl Device {
             | libc::TUN_F_TSO4
             | libc::TUN_F_TSO6
             | libc::TUN_F_TSO_ECN
-            | TUN_F_UDP_TUNNEL_GSO;
+            | TUN_F_UDP_TUNNEL_GSO
+            | TUN_F_UDP_TUNNEL_GSO_CSUM;
         sys::tun_set_header(files[0].as_fd(), bytes).map_err(failed("TUNSETVNETHDRSZ"))?;
         sys::tun_set_little_endian(files[0].as_fd()).map_err(failed("TUNSETVNETLE"))?;
         sys::tun_set_offload(files[0].as_fd(), offloads).map_err(|source| match source.raw_os_error() {

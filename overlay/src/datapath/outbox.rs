@@ -27,7 +27,7 @@ pub(crate) struct Outbox {
     messages: Vec<Message<'static>>,
     port: u16,
     header: [u8; vxlan::HEADER_BYTES],
-    /// IPv4 identification of the next injected packet.
+    /// Counts injected packets, for their IPv4 identification.
     id: u16,
 }
 
@@ -103,11 +103,11 @@ impl Outbox {
         counters: &Counters,
     ) -> io::Result<()> {
         let entry = table.entry(send.peer);
-        bump(&counters.injects, 1);
         let outcome = match (wire.source(send.socket), entry.underlay, entry.uplink, parts) {
             (Some(from), IpAddr::V4(peer), Some(uplink), [frame]) => {
                 let ends = (from, SocketAddrV4::new(peer, self.port));
-                let marks = (send.ecn, self.id);
+                // From the socket's port on, so that two workers hardly ever use the same numbers at once.
+                let marks = (send.ecn, self.id.wrapping_add(from.port()));
                 self.id = self.id.wrapping_add(send.datagrams);
                 let headers = tunnelled.headers(ends, self.header, marks, uplink.interface, frame.len());
                 wire.inject(&[IoSlice::new(&headers), *frame])
@@ -116,10 +116,11 @@ impl Outbox {
         };
         match outcome {
             Ok(()) => {
+                bump(&counters.injects, 1);
                 count_sent(send, send.datagrams.into(), tunnelled.wire_bytes, table, counters);
                 Ok(())
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) => {
+            Err(error) if Refusal::is_full(&error) => {
                 dropped(send, send.datagrams.into(), Refusal::Full, table, counters);
                 Ok(())
             }

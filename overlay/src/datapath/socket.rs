@@ -113,10 +113,15 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether it only says that there is no room now.
+    pub fn is_full(error: &io::Error) -> bool {
+        matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
+    }
+
     /// Classifies the error with which [`Transmit::send`] refused a message.
     pub fn of(error: &io::Error, message: &Message<'_>) -> Self {
         match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => Self::Full,
+            _ if Self::is_full(error) => Self::Full,
             Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
                 if message.segment.is_some() =>
             {

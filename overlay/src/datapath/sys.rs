@@ -108,6 +108,13 @@ pub(super) fn dropped_by(socket: BorrowedFd<'_>) -> io::Result<u32> {
 /// `_IOW('T', 212, int)`, which `libc` does not have.
 const TUNSETSNDBUF: libc::Ioctl = 0x4004_54d4u32 as libc::Ioctl;
 
+/// Makes the device one that only this user may attach to, and whoever has `CAP_NET_ADMIN`. `EINVAL`: there is no such
+/// user in this user namespace.
+pub(super) fn tun_set_owner(tun: BorrowedFd<'_>, user: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOWNER takes a number, no pointer.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(user)) }).map(drop)
+}
+
 /// Bounds what the queue's frames that are under way take of the kernel's memory, in bytes.
 pub(super) fn tun_set_send_buffer(tun: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
     // SAFETY: TUNSETSNDBUF reads one int, which lives until the call returns.

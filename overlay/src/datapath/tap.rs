@@ -18,6 +18,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 
 use nix::libc;
+use nix::unistd::geteuid;
 
 use super::holder::{self, Holder};
 use super::{sys, vnet};
@@ -32,6 +33,9 @@ pub const FRAME_BUFFER_BYTES: usize = HEADER_BYTES + 14 + 8 + 65536;
 
 /// Most queues of one device.
 pub const MAX_QUEUES: usize = 16;
+
+/// `(uid_t) -2`, whom nobody is.
+const NOBODY_AT_ALL: u32 = u32::MAX - 1;
 
 const DEVICE_FILE: &str = "/dev/net/tun";
 
@@ -210,6 +214,7 @@ pub fn open(name: &str, queues: usize) -> Result<(Vec<Tap>, TapOffloads, bool), 
     let claim = Arc::new(claim(name)?);
     let first = open_file(name)?;
     let adopted = attach_first(&first, name)?;
+    keep_others_out(&first).map_err(|error| refused(name, error))?;
     let mut files = vec![first];
     for _ in 1..queues {
         let file = open_file(name)?;
@@ -262,6 +267,18 @@ pub(super) fn attach(file: &File, name: &str, more: i32) -> io::Result<()> {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | more;
     let flags = u16::try_from(flags).map_err(|_| ErrorKind::InvalidInput)?;
     sys::tun_attach(file.as_fd(), name, flags)
+}
+
+/// Lets nobody attach a queue but who has `CAP_NET_ADMIN`. A device with several queues and no owner is open to all who
+/// may open [`DEVICE_FILE`], on most hosts everybody: they could take its packets, and send in its name.
+pub(super) fn keep_others_out(tun: &File) -> io::Result<()> {
+    match sys::tun_set_owner(tun.as_fd(), NOBODY_AT_ALL) {
+        // A user namespace need not know that user.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            sys::tun_set_owner(tun.as_fd(), geteuid().as_raw())
+        }
+        outcome => outcome,
+    }
 }
 
 /// What is set once for the whole device.

@@ -1,6 +1,5 @@
 //! What stands before an encapsulated super-frame that is given to the kernel as one piece: the virtio-net header of a
-//! device with tunnel offloads, the outer Ethernet, IPv4 and UDP headers, and VXLAN's. The kernel, or the network card,
-//! cuts it, writing outer and inner headers of each segment. Pure.
+//! device with tunnel offloads, the outer Ethernet, IPv4 and UDP headers, and VXLAN's. The kernel cuts it, writing outer and inner headers of each segment. Pure.
 //!
 //! ```text
 //! 0        10            12     16       18    20                 22                24
@@ -12,12 +11,12 @@
 //! destination tell the program on the device ([`super::bpf`]) through which interface the packet goes. The first two
 //! are those of a unicast address: for multicast there is no next hop.
 //!
-//! Outer headers are as the kernel's vxlan device writes them: DF clear, TTL 64, UDP checksum zero (RFC 7348
-//! section 4.1). The numbers are those of virtio 1.4 section 5.1.6 and Linux 6.17's `virtio_net.h`.
+//! Outer headers are as the sockets' datagrams have them: DF clear, TTL 64, and a UDP checksum, to be filled in by whoever
+//! cuts. With a checksum of zero a receiving kernel would not glue the segments together. The numbers are those of virtio 1.4 section 5.1.6 and Linux 6.17's `virtio_net.h`.
 
 use std::net::SocketAddrV4;
 
-use super::checksum::Sum;
+use super::checksum::{Sum, pseudo_v4};
 use super::frame::{ETHERNET_BYTES, Frame, Network, Transport, UDP, put16};
 use super::vnet::{Gso, LEN as VNET_BYTES, Vnet};
 use crate::wire::vxlan;
@@ -42,6 +41,8 @@ const FRAME_MAX_BYTES: usize = 65_535 - OUTER_IP_BYTES;
 
 /// `VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4`.
 const GSO_UDP_TUNNEL_IPV4: u8 = 0x20;
+/// `VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM`: the outer checksum is to be filled in.
+const UDP_TUNNEL_CSUM: u8 = 8;
 const TTL: u8 = 64;
 const LOCALLY_ADMINISTERED: u8 = 2;
 /// Where in the Ethernet header the interface's index is, 32 bits in the machine's order.
@@ -96,6 +97,7 @@ impl Tunnelled {
             ..self.vnet
         };
         out[..VNET_BYTES].copy_from_slice(&vnet.encode());
+        out[0] |= UDP_TUNNEL_CSUM;
         out[1] |= GSO_UDP_TUNNEL_IPV4;
         let offset = |at: usize| u16::try_from(at - VNET_TUNNEL_BYTES).unwrap_or(0).to_le_bytes(); // below 64
         out[20..22].copy_from_slice(&offset(UDP_AT));
@@ -124,6 +126,9 @@ impl Tunnelled {
         put16(udp, 0, from.port());
         put16(udp, 2, to.port());
         put16(udp, 4, short(udp_bytes));
+        // As for any checksum that is to be filled in: the sum of the pseudo-header, not inverted.
+        let pseudo = pseudo_v4(from.ip().octets(), to.ip().octets(), UDP, short(udp_bytes).into());
+        put16(udp, 6, pseudo.fold());
         out[VXLAN_AT..].copy_from_slice(&header);
         out
     }

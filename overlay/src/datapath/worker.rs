@@ -54,6 +54,8 @@ pub(crate) struct Common {
     pub(crate) table: Arc<Shared>,
     pub(crate) capture: Arc<Capture>,
     pub(crate) stop: Arc<AtomicBool>,
+    /// Set by a worker that can send no super-frame whole any more.
+    pub(crate) cuts: Arc<AtomicBool>,
 }
 
 /// See the module.
@@ -327,9 +329,11 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
         let batch = Batch { encap: &self.encap, frames: &self.frames, table: &self.table };
         if let Err(error) = self.outbox.send(&mut self.wire, &batch, &self.counters) {
             tracing::warn!(
-                "super-frames cannot be sent whole any more, they are cut until overlayd restarts: {error}"
+                "super-frames cannot be sent whole any more and are cut; where the device is at fault, until it is made \
+                 right, else until overlayd restarts: {error}"
             );
             self.encap.set_inject(false);
+            self.common.cuts.store(true, Ordering::Relaxed);
         }
     }
 

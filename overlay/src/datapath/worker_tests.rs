@@ -228,7 +228,12 @@ impl Rig {
         let mac = VtepMac::try_from(OURS).unwrap();
         let encap = EncapSettings { vni: Vni::DEFAULT, mtu, mac, sockets: 4, segments: 64, inject };
         let decap = DecapSettings { vni: Vni::DEFAULT, mtu, mac, source_check: true, udp_super_frames: true };
-        let common = Common { table: table.clone(), capture: capture.clone(), stop: stop.clone() };
+        let common = Common {
+            table: table.clone(),
+            capture: capture.clone(),
+            stop: stop.clone(),
+            cuts: Arc::default(),
+        };
         let ends = (Memory(shore.clone()), Memory(shore.clone()));
         let told = (counters.clone(), wake.clone());
         let thread =

@@ -5,12 +5,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::device::DeviceError;
-use super::netlink::Netlink;
+use super::netlink::{self, Netlink};
 use super::tap::{Local, RustVxlan};
 use super::vxlan::KernelVxlan;
+use super::xfrm;
 use crate::datapath::status::Source;
 use crate::datapath::{DataPath, Peer};
 use crate::iface::External;
@@ -77,6 +79,25 @@ impl Carrier {
         match self {
             Self::Kernel(vxlan) => vxlan.source(),
             Self::Rust(vxlan) => vxlan.source(),
+        }
+    }
+
+    /// Sends a word through `changed` whenever the kernel has changed something that concerns it, until nobody listens.
+    pub fn watch(&self, changed: Sender<()>) -> impl Future<Output = ()> + Send + use<> {
+        let mut devices = vec![self.device().to_owned()];
+        let injecting = match self {
+            Self::Kernel(_) => None,
+            Self::Rust(vxlan) => vxlan.injecting(),
+        };
+        async move {
+            let Some((device, uplinks)) = injecting else {
+                return netlink::watch_kernel(devices, None, changed).await;
+            };
+            devices.push(device);
+            tokio::join!(
+                netlink::watch_kernel(devices, Some(uplinks), changed.clone()),
+                xfrm::watch(changed)
+            );
         }
     }
 }

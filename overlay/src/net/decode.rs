@@ -12,6 +12,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
 };
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_core::Nla;
 
 use crate::iface::Interface;
@@ -145,6 +146,32 @@ pub(super) fn output_interface(route: &RouteMessage) -> Option<u32> {
     })
 }
 
+/// Whether packets may go to one next hop or another, be it by a list in the route or by a group of next hop objects.
+pub(super) fn has_several_hops(route: &RouteMessage) -> bool {
+    route.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => hops.len() > 1,
+        RouteAttribute::NhId(_) => output_interface(route).is_none(),
+        _ => false,
+    })
+}
+
+/// Whether a rule looks at a packet's addresses at most, so that all packets between two of them fare the same.
+pub(super) fn is_plain(rule: &RuleMessage) -> bool {
+    rule.header.tos == 0
+        && rule.attributes.iter().all(|attribute| {
+            matches!(
+                attribute,
+                RuleAttribute::Destination(_)
+                    | RuleAttribute::Source(_)
+                    | RuleAttribute::Goto(_)
+                    | RuleAttribute::Priority(_)
+                    | RuleAttribute::SuppressPrefixLen(_)
+                    | RuleAttribute::Table(_)
+                    | RuleAttribute::Protocol(_)
+            )
+        })
+}
+
 /// What the route says about the longest packet, if it says anything.
 pub(super) fn path_mtu(route: &RouteMessage) -> Option<u32> {
     let metrics = route.attributes.iter().filter_map(|attribute| match attribute {
@@ -191,7 +218,9 @@ pub(super) fn entry(message: &NeighbourMessage) -> Option<(VtepMac, Ipv4Addr)> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::IpProtocol;
     use netlink_packet_route::link::InfoKind;
+    use netlink_packet_route::route::RouteNextHop;
     use rtnetlink::packet_core::DefaultNla;
 
     use super::*;
@@ -204,6 +233,45 @@ mod tests {
             LinkInfo::Data(InfoData::Tun(data.collect())),
         ]));
         link_state(&link).kind
+    }
+
+    #[test]
+    fn routes_with_several_next_hops_are_known() {
+        let route = |attributes: &[RouteAttribute]| {
+            let mut route = RouteMessage::default();
+            route.attributes.extend_from_slice(attributes);
+            has_several_hops(&route)
+        };
+        let hop = RouteNextHop::default();
+        assert!(!route(&[]) && !route(&[RouteAttribute::Oif(3)]));
+        assert!(!route(&[RouteAttribute::MultiPath(vec![hop.clone()])]));
+        assert!(route(&[RouteAttribute::MultiPath(vec![hop.clone(), hop])]));
+        // A next hop object of its own, and a group of them.
+        assert!(!route(&[RouteAttribute::Oif(3), RouteAttribute::NhId(7)]));
+        assert!(route(&[RouteAttribute::NhId(7)]));
+    }
+
+    #[test]
+    fn rules_that_look_at_more_than_addresses_are_known() {
+        let rule = |attributes: &[RuleAttribute], tos| {
+            let mut rule = RuleMessage::default();
+            rule.header.tos = tos;
+            rule.attributes.extend_from_slice(attributes);
+            is_plain(&rule)
+        };
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let plain = [RuleAttribute::Table(100), RuleAttribute::Priority(5), RuleAttribute::Source(address)];
+        assert!(rule(&[], 0) && rule(&plain, 0) && rule(&[RuleAttribute::Destination(address)], 0));
+        assert!(!rule(&plain, 8));
+        for choosy in [
+            RuleAttribute::FwMark(7),
+            RuleAttribute::IpProtocol(IpProtocol::Udp),
+            RuleAttribute::Oifname("eth1".to_owned()),
+            RuleAttribute::L3MDev(true),
+            RuleAttribute::Other(DefaultNla::new(99, vec![])),
+        ] {
+            assert!(!rule(&[RuleAttribute::Table(100), choosy.clone()], 0), "{choosy:?}");
+        }
     }
 
     #[test]

@@ -18,13 +18,16 @@ use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::decode::{
-    entry, interface, is_main, is_permanent, link_state, local_address, output_interface, path_mtu, route,
+    entry, has_several_hops, interface, is_main, is_permanent, is_plain, link_state, local_address,
+    output_interface, path_mtu, route,
 };
 use crate::iface::Interface;
 use crate::plan::{Change, KindSpec, KindState, LinkSpec, LinkState, Observed, Route, VxlanSpec};
+use crate::types::Subnet;
 
 /// A netlink request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,26 @@ fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetlinkEr
             NetlinkError::Kernel { what: what.into(), errno: Errno::from_raw(-message.raw_code()) }
         }
         other => NetlinkError::Other { what: what.into(), why: other.to_string() },
+    }
+}
+
+/// How the host sends its own IPv4 packets, as far as routes through one device are left out.
+#[derive(Debug, Default)]
+pub struct Routing {
+    /// A number that changes when anything of it does.
+    pub state: u64,
+    /// The MTUs of the interfaces that routes lead through.
+    pub mtus: BTreeMap<u32, u32>,
+    /// Whether a rule looks at more of a packet than its addresses.
+    pub has_choosy_rules: bool,
+    /// Where a route has several next hops.
+    pub several_hops: Vec<Subnet>,
+}
+
+impl Routing {
+    /// Whether all packets between two addresses surely take the same way, if they go to `address`.
+    pub fn is_plain_towards(&self, address: Ipv4Addr) -> bool {
+        !self.has_choosy_rules && !self.several_hops.iter().any(|subnet| subnet.contains(address))
     }
 }
 
@@ -176,33 +199,37 @@ impl Netlink {
         Ok(output_interface(&route).map(|interface| (interface, path_mtu(&route))))
     }
 
-    /// The MTUs of the interfaces that routes lead through, and a number that changes when these do, or the routes, or
-    /// the rules that choose among them. Routes through the device of index `own` are left out.
+    /// How the host sends. Routes through the device of index `own` are left out.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn routing(&self, own: u32) -> Result<(u64, BTreeMap<u32, u32>), NetlinkError> {
+    pub async fn routing(&self, own: u32) -> Result<Routing, NetlinkError> {
+        let mut routing = Routing::default();
         let mut state = DefaultHasher::new();
         let mut interfaces = BTreeSet::new();
-        for route in self.routes().await? {
-            let through = output_interface(&route);
+        for message in self.routes().await? {
+            let through = output_interface(&message);
             if through != Some(own) {
                 interfaces.extend(through);
-                format!("{route:?}").hash(&mut state);
+                format!("{message:?}").hash(&mut state);
+                if has_several_hops(&message) {
+                    routing.several_hops.extend(route(&message).map(|route| route.to));
+                }
             }
         }
         let rules = self.handle.rule().get(rtnetlink::IpVersion::V4).execute();
         let rules: Vec<_> = rules.try_collect().await.map_err(failed("list rules"))?;
+        routing.has_choosy_rules = !rules.iter().all(is_plain);
         format!("{rules:?}").hash(&mut state);
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
-        let mut mtus = BTreeMap::new();
         for link in links.iter().filter(|link| interfaces.contains(&link.header.index)) {
             let LinkState { index, mtu, up, .. } = link_state(link);
             (index, mtu, up).hash(&mut state);
-            mtus.insert(index, mtu);
+            routing.mtus.insert(index, mtu);
         }
-        Ok((state.finish(), mtus))
+        routing.state = state.finish();
+        Ok(routing)
     }
 
     /// Everything about the device called `name`.
@@ -437,15 +464,24 @@ impl Netlink {
     }
 }
 
-/// Sends a word through `changed` whenever the device called `device` appears, changes or goes, or any interface's
-/// IPv4 address does, until nobody listens.
+/// Sends a word through `changed` whenever one of `devices` appears, changes or goes, or any interface's IPv4 address
+/// does, until nobody listens. With `uplinks` also whenever one of these interfaces, an IPv4 route or a rule does.
 ///
 /// Where the kernel's notifications cannot be had it says so and ends; changes are then found at the next comparison.
-pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>) {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+pub async fn watch_kernel(
+    devices: Vec<String>,
+    uplinks: Option<watch::Receiver<BTreeSet<u32>>>,
+    changed: tokio::sync::mpsc::Sender<()>,
+) {
+    let mut groups = vec![MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+    if uplinks.is_some() {
+        groups.extend([MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule]);
+    }
     let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
         Ok(parts) => parts,
-        Err(error) => return warn!(device, "no notifications from the kernel about {device}: {error}"),
+        Err(error) => {
+            return warn!("no notifications from the kernel about {}: {error}", devices.join(" and "));
+        }
     };
     // Served here rather than in a task of its own, so that it ends when this does.
     let listen = async {
@@ -453,9 +489,17 @@ pub async fn watch_device(device: String, changed: tokio::sync::mpsc::Sender<()>
             let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
             let concerns_us = match &message {
                 RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-                    interface(link).name == device
+                    let used = |uplinks: &watch::Receiver<BTreeSet<u32>>| {
+                        uplinks.borrow().contains(&link.header.index)
+                    };
+                    uplinks.as_ref().is_some_and(used) || devices.contains(&interface(link).name)
                 }
-                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => true,
+                RouteNetlinkMessage::NewAddress(_)
+                | RouteNetlinkMessage::DelAddress(_)
+                | RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewRule(_)
+                | RouteNetlinkMessage::DelRule(_) => true,
                 _ => false,
             };
             // A full channel means that a word is waiting already.
@@ -489,6 +533,17 @@ fn route_message(index: u32, route: &Route) -> RouteMessage {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_go_several_ways_is_not_plain() {
+        let [near, far] = [[192, 168, 31, 65], [10, 0, 0, 1]].map(Ipv4Addr::from);
+        let mut routing = Routing::default();
+        assert!(routing.is_plain_towards(near) && routing.is_plain_towards(far));
+        routing.several_hops.push("10.0.0.0/8".parse().unwrap());
+        assert!(routing.is_plain_towards(near) && !routing.is_plain_towards(far));
+        routing.has_choosy_rules = true;
+        assert!(!routing.is_plain_towards(near));
+    }
 
     #[tokio::test]
     async fn the_kernel_says_which_kinds_of_device_it_has() {

@@ -10,11 +10,11 @@ use super::device::DeviceError;
 use super::netlink::Netlink;
 use super::sysctl;
 use crate::datapath::engine::Queue;
-use crate::datapath::inject::{self, Inject};
+use crate::datapath::inject::{self, Inject, InjectError};
 use crate::datapath::io::Sockets;
 use crate::datapath::selftest;
 use crate::datapath::socket::{self, SocketError};
-use crate::datapath::status::Feature;
+use crate::datapath::status::{Feature, TCP_INJECT};
 use crate::datapath::tap::{self, TapError, TapOffloads};
 use crate::types::Vni;
 
@@ -60,9 +60,20 @@ pub(super) struct Opened {
     injection: Result<(), String>,
 }
 
+/// The name of the injecting device.
+pub(super) fn injecting_device(vni: Vni) -> String {
+    format!("weft.{vni}")
+}
+
 /// The injecting device `name`, up, with its program, and tested.
 async fn injecting(name: &str, netlink: &Netlink, vni: Vni, queues: usize) -> Result<Vec<Inject>, String> {
-    let device = inject::Device::open(name, queues).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + TAKEN;
+    let device = loop {
+        match inject::Device::open(name, queues) {
+            Err(InjectError::Taken(_)) if Instant::now() < deadline => sleep(RETRY).await,
+            outcome => break outcome.map_err(|error| error.to_string())?,
+        }
+    };
     sysctl::no_ipv6(name).unwrap_or_else(|error| debug!(device = name, %error, "IPv6 left as it is"));
     let link = netlink.link(name).await.map_err(|error| error.to_string())?;
     let index = link.ok_or_else(|| format!("{name} is gone"))?.index;
@@ -91,7 +102,7 @@ impl Opened {
 
     /// Makes the queues send super-frames whole, if that is possible here.
     pub(super) async fn inject(&mut self, netlink: &Netlink, underlay: Underlay) {
-        let name = format!("weft.{}", underlay.vni);
+        let name = injecting_device(underlay.vni);
         self.injection = match injecting(&name, netlink, underlay.vni, self.queues.len()).await {
             Ok(queues) => {
                 let mut pairs = self.queues.iter_mut().zip(queues);
@@ -101,6 +112,9 @@ impl Opened {
             }
             Err(why) => Err(why),
         };
+        if let Err(why) = &self.injection {
+            info!(device = name, "TCP is cut before it leaves this host: {why}");
+        }
     }
 
     /// Sends frames through both sides, and says what comes of it. What does not work then is no reason to stay away: a
@@ -143,6 +157,11 @@ impl Opened {
         self.device().map_or(self.offloads >= TapOffloads::TcpUdp, |found| found.udp)
     }
 
+    /// Whether super-frames are sent whole.
+    pub(super) fn injects(&self) -> bool {
+        self.injection.is_ok()
+    }
+
     /// What there is to say of kernel and device.
     pub(super) fn features(&self) -> Vec<Feature> {
         let receive = self.queues.first().map(|q| &q.sockets.receive);
@@ -158,8 +177,8 @@ impl Opened {
             feature("tap_udp_write", self.takes_udp(), "UDP is handed to the device packet by packet"),
             feature("udp_segment", self.cuts_sends(), "every datagram is sent by itself"),
             Feature::new(
-                "tcp_inject",
-                self.injection.is_ok(),
+                TCP_INJECT,
+                self.injects(),
                 self.injection.as_ref().err().map_or("", String::as_str),
             ),
             feature("udp_gro", coalescing, "every datagram is received by itself"),

@@ -4,15 +4,16 @@
 //! The TAP is persistent and outlives us with all that hangs on it. What outlives us in the kernel's FDB otherwise is
 //! kept in a file ([`crate::wire::handover`]), so that a successor carries packets before it has asked the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::device::{Device, DeviceError, device_only, inner_mtu};
 use super::netlink::Netlink;
-use super::queues::{Opened, Underlay};
+use super::queues::{Opened, Underlay, injecting_device};
 use super::uplinks::Uplinks;
 use super::view::{RustView, View};
 use crate::config::DatapathOptions;
@@ -46,6 +47,8 @@ pub struct RustVxlan {
     /// The interface index of the device that the engine reads.
     index: u32,
     uplinks: Uplinks,
+    /// Whether super-frames were sent whole when the engine was started.
+    injects: bool,
     /// What the file says.
     handed_over: Option<Handover>,
     view: Arc<RustView>,
@@ -142,9 +145,16 @@ impl RustVxlan {
             opened: None,
             index: 0,
             uplinks: Uplinks::default(),
+            injects: false,
             handed_over: None,
             view,
         }
+    }
+
+    /// The injecting device, and the interfaces through which packets leave from there, which change as routes do;
+    /// `None` if there is not to be any.
+    pub fn injecting(&self) -> Option<(String, watch::Receiver<BTreeSet<u32>>)> {
+        self.local.options.inject.then(|| (injecting_device(self.underlay.vni), self.uplinks.watched()))
     }
 
     /// The view of it that the status server has.
@@ -177,6 +187,7 @@ impl RustVxlan {
             udp_super_frames: opened.takes_udp(),
         };
         let features = opened.features();
+        self.injects = opened.injects();
         let engine = Engine::start(&settings, opened.queues, &self.view.table, &self.view.capture)
             .map_err(DeviceError::Engine)?;
         for feature in &features {
@@ -207,7 +218,12 @@ impl RustVxlan {
             return Ok(0); // see `fatal`
         }
         let state = self.device.state().await?;
-        let Some(trouble) = trouble(state.as_ref(), self.index, self.view.is_running()) else { return Ok(0) };
+        let mut trouble = trouble(state.as_ref(), self.index, self.view.is_running());
+        if trouble.is_none() && self.injects {
+            let link = self.device.netlink.link(&injecting_device(self.underlay.vni)).await?;
+            trouble = (!link.is_some_and(|link| link.up)).then_some("the injecting device is down or gone");
+        }
+        let Some(trouble) = trouble else { return Ok(0) };
         let Some(own) = self.own else { return Ok(0) };
         warn!(device = self.device(), "{trouble}; starting the data path anew");
         // The queues go first: what is made anew could not be opened while they exist.
@@ -328,11 +344,11 @@ impl DataPath for RustVxlan {
 
     async fn sync(&mut self, peers: &BTreeMap<Subnet, Peer>) -> Result<usize, DeviceError> {
         self.publish(peers);
+        // First, whatever else may fail: nothing must leave where it should not.
+        let looked = self.look_for_uplinks().await;
         let repaired = self.keep_running().await?;
-        let settled = self.device.settle(|_| true).await;
-        // Also when our device is not as it should be: the ways out of the host are another matter.
-        self.look_for_uplinks().await?;
-        let changes = settled?;
+        let changes = self.device.settle(|_| true).await?;
+        looked?;
         self.hand_over();
         if !self.device.netlink.has_address(self.underlay.local).await? {
             return Err(DeviceError::NoLocalAddress(self.underlay.local));

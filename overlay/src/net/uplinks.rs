@@ -1,11 +1,16 @@
 //! Which way packets to each peer leave this host, for those that do not pass its routing ([`crate::datapath::inject`]).
 //!
-//! Looked up when a peer is new, and for all peers when the host's routes have changed; both are noticed when the daemon
-//! compares the kernel with the leases, every 10 s at the latest.
+//! Looked up when a peer is new, and for all peers when the host's routes, rules or those interfaces have changed, of which
+//! the kernel tells the daemon.
+//!
+//! There is a way only where the sockets' packets surely take it as well. A rule that looks at more than addresses (a
+//! mark, a port, a user) and a route with several next hops may treat packets apart that differ in nothing we know, so
+//! that with them everything goes through the sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use tokio::sync::watch;
 use tracing::info;
 
 use super::netlink::{Netlink, NetlinkError};
@@ -19,6 +24,8 @@ pub(super) struct Uplinks {
     routing: u64,
     /// Whether the host has `IPsec` policies for what it sends.
     encrypts: bool,
+    /// The interfaces that they lead through.
+    used: watch::Sender<BTreeSet<u32>>,
 }
 
 impl Uplinks {
@@ -28,6 +35,11 @@ impl Uplinks {
             IpAddr::V4(peer) if !self.encrypts => self.known.get(&peer).copied().flatten(),
             _ => None,
         }
+    }
+
+    /// The interfaces whose changes concern us.
+    pub(super) fn watched(&self) -> watch::Receiver<BTreeSet<u32>> {
+        self.used.subscribe()
     }
 
     /// Looks up what is not known, or known no more; returns whether anything has changed. `own` is the index of the
@@ -53,21 +65,30 @@ impl Uplinks {
             };
             info!("this host's IPsec policies have changed: {how}");
         }
-        let (routing, mtus) = netlink.routing(own).await?;
-        let stale = routing != self.routing;
+        let routing = netlink.routing(own).await?;
+        let stale = routing.state != self.routing;
         changed |= self.known.len() != peers.len();
         self.known.retain(|peer, _| peers.contains(peer));
         for peer in peers {
             if stale || !self.known.contains_key(peer) {
-                let way = netlink.way(local, *peer).await?;
+                let plain = routing.is_plain_towards(*peer);
+                let way = if plain { netlink.way(local, *peer).await? } else { None };
                 let uplink = way.and_then(|(interface, limit)| {
-                    let mtu = (*mtus.get(&interface)?).min(limit.unwrap_or(u32::MAX));
+                    let mtu = (*routing.mtus.get(&interface)?).min(limit.unwrap_or(u32::MAX));
                     Some(Uplink { interface, mtu: u16::try_from(mtu).unwrap_or(u16::MAX) })
                 });
                 changed |= self.known.insert(*peer, uplink) != Some(uplink);
             }
         }
-        self.routing = routing;
+        self.routing = routing.state;
+        let used = self.known.values().flatten().map(|uplink| uplink.interface).collect();
+        self.used.send_if_modified(|before| {
+            let differs = *before != used;
+            if differs {
+                *before = used;
+            }
+            differs
+        });
         Ok(changed)
     }
 }

@@ -14,7 +14,7 @@ use crate::config::DatapathOptions;
 use crate::datapath::capture::Capture;
 use crate::datapath::counters::{Drop, Snapshot};
 use crate::datapath::engine::Engine;
-use crate::datapath::status::{self, Feature, Kind, Report, Source};
+use crate::datapath::status::{self, Feature, Kind, Report, Source, TCP_INJECT};
 use crate::datapath::table::{Shared, Table};
 use crate::plan::LinkSpec;
 use crate::types::{Subnet, Vni};
@@ -97,6 +97,13 @@ impl Unread {
 }
 
 impl Workers {
+    /// Says of the feature that it was lost.
+    fn inject_no_more(&mut self) {
+        for feature in self.features.iter_mut().filter(|feature| feature.name == TCP_INJECT && feature.on) {
+            *feature = Feature::new(TCP_INJECT, false, "the device took no more: see the log");
+        }
+    }
+
     fn counted(&self) -> Vec<Snapshot> {
         let mut all = self.past.clone();
         let counters = self.engine.as_ref().map(Engine::counters).unwrap_or_default();
@@ -158,6 +165,9 @@ impl Source for RustView {
         let view = self.view.report();
         let (features, counted, unread) = {
             let mut workers = lock(&self.workers);
+            if workers.engine.as_ref().is_some_and(Engine::cuts_again) {
+                workers.inject_no_more();
+            }
             let last = workers.unread.last;
             let unread = workers.unread.update(unread(&view.device).unwrap_or(last));
             (workers.features.clone(), workers.counted(), unread)

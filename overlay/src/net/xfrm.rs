@@ -1,4 +1,4 @@
-//! Whether this host encrypts what it sends: `IPsec` policies (xfrm), asked for over netlink.
+//! Whether this host encrypts what it sends: `IPsec` policies (xfrm), asked for over netlink, which also tells of changes.
 //!
 //! ```text
 //! request   nlmsghdr 16 | flags u32                      XFRM_MSG_GETSPDINFO
@@ -7,8 +7,11 @@
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket};
 use nix::libc;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use tracing::debug;
 
 /// `NETLINK_XFRM` of `linux/netlink.h`.
 const PROTOCOL: isize = 6;
@@ -16,6 +19,8 @@ const GET_SPD_INFO: u16 = 0x25;
 const NEW_SPD_INFO: u16 = 0x24;
 const XFRMA_SPD_INFO: u16 = 1;
 const REQUEST: u16 = 1;
+/// `XFRMNLGRP_POLICY`.
+const POLICY_GROUP: u32 = 4;
 const HEADER_BYTES: usize = 16;
 
 /// Whether there are policies for outgoing packets, or may be: only a kernel without `IPsec` surely has none.
@@ -23,6 +28,32 @@ pub(super) fn has_policies() -> bool {
     match outgoing() {
         Ok(policies) => policies > 0,
         Err(error) => error.raw_os_error() != Some(libc::EPROTONOSUPPORT),
+    }
+}
+
+/// Sends a word through `changed` whenever a policy appears, changes or goes, until nobody listens. On a kernel without
+/// `IPsec` there is nothing to tell.
+pub(super) async fn watch(changed: Sender<()>) {
+    if let Err(error) = listen(&changed).await {
+        debug!("no notifications from the kernel about IPsec policies: {error}");
+    }
+}
+
+async fn listen(changed: &Sender<()>) -> io::Result<()> {
+    let mut socket = TokioSocket::new(PROTOCOL)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    socket.socket_mut().add_membership(POLICY_GROUP)?;
+    loop {
+        match socket.recv_from_full().await {
+            Ok(_) => {}
+            // So many that some were lost: it has changed.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(error) => return Err(error),
+        }
+        // A full channel means that a word is waiting already.
+        if matches!(changed.try_send(()), Err(TrySendError::Closed(()))) {
+            return Ok(());
+        }
     }
 }
 

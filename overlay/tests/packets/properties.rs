@@ -127,6 +127,7 @@ pub fn encap(mut data: &[u8]) {
 fn whole(tunnelled: &Tunnelled, frame: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     let (from, to) = ("192.0.2.9:50000".parse().unwrap(), "192.0.2.2:8472".parse().unwrap());
     let headers = tunnelled.headers((from, to), [8, 0, 0, 0, 0, 0, 1, 0], (2, 77), 7, frame.len());
+    assert_eq!(headers[0], 1 | 8, "both checksums are to be filled in");
     assert_eq!(headers[1] & !0x80, 0x21, "TCP over IPv4 in a tunnel");
     let packet = [&headers[24..], frame].concat();
     let (ip, udp) = (&packet[14..34], &packet[34..42]);
@@ -135,8 +136,9 @@ fn whole(tunnelled: &Tunnelled, frame: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     assert_eq!((be16(ip, 4), be16(ip, 6), ip[9]), (77, 0, 17));
     assert_eq!(packets::ones_sum(&[ip]), 0xffff, "the header's checksum");
     assert_eq!(ip[12..], [192, 0, 2, 9, 192, 0, 2, 2]);
-    assert_eq!((be16(udp, 0), be16(udp, 2), be16(udp, 6)), (50_000, 8472, 0));
+    assert_eq!((be16(udp, 0), be16(udp, 2)), (50_000, 8472));
     assert_eq!(usize::from(be16(udp, 4)), packet.len() - 34);
+    assert_eq!(be16(udp, 6), packets::ones_sum(&[&ip[12..], &[0, 17], &udp[4..6]]), "pseudo-header's sum");
     assert_eq!(packet[42..50], [8, 0, 0, 0, 0, 0, 1, 0]);
     // The offsets in the header are those of what they name.
     let le = |at: usize| u16::from_le_bytes([headers[at], headers[at + 1]]);

@@ -101,6 +101,9 @@ pub struct Settings {
     pub inject: bool,
 }
 
+/// The feature that super-frames are sent whole.
+pub const TCP_INJECT: &str = "tcp_inject";
+
 /// Something that the kernel or the device can do or cannot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
