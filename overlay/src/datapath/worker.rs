@@ -11,7 +11,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: it reads the clock to bound its spinning")]
 
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,7 +26,7 @@ use super::encap::{self, Encap, EncapSettings, Pushed};
 use super::io::{Sleep, Wire};
 use super::outbox::{Batch, Outbox};
 use super::pieces::recycle;
-use super::socket::Received;
+use super::socket::{Received, Refusal};
 use super::spin::Spin;
 use super::table::{Shared, Table};
 use super::vnet::{LEN as VNET_BYTES, Vnet};
@@ -39,7 +39,7 @@ const TAP_BATCH: usize = 64;
 const TAP_BATCH_BYTES: usize = 128 * 1024;
 /// Receive buffers offered at least and at most; small packets want many, glued ones few.
 const RECEIVE_MIN: usize = 8;
-const RECEIVE_MAX: usize = 64;
+const RECEIVE_MAX: usize = 32;
 /// "Fragmentation needed" messages a worker sends within a second at most.
 const TOO_BIG_PER_S: u32 = 200;
 /// Receives after which a busy worker asks what the socket has lost; one that is to sleep asks anyway.
@@ -412,7 +412,7 @@ impl<P: Sleep<W>, W: Wire> Worker<P, W> {
                 self.common.capture.frame(Direction::Inbound, SystemTime::now, &parts);
             }
             if let Err(error) = self.port.write(&slices) {
-                let full = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory);
+                let full = Refusal::is_full(&error);
                 let reason = if full { Drop::TapFull } else { Drop::TapFailed };
                 self.counters.count_drop(reason, write.packets as u64);
                 let source = mac_at(slices.iter().flat_map(|slice| slice.iter()), VNET_BYTES + 6);
