@@ -41,6 +41,14 @@ struct InterfaceRequest {
 
 const _: () = assert!(size_of::<InterfaceRequest>() >= size_of::<libc::ifreq>());
 
+/// Whether this process has a thread of this number (`gettid`). `/proc` would say so, too, but may count as another PID
+/// namespace does.
+pub(super) fn is_thread_of_ours(thread: i32) -> bool {
+    // SAFETY: tgkill takes numbers, no pointers; signal 0 is sent to nobody.
+    let outcome = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, 0) };
+    outcome == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
 /// Ends this thread as a fault of the kernel does: nothing is dropped, and the standard library is not told.
 #[cfg(test)]
 pub(super) fn end_this_thread() {

@@ -2,15 +2,16 @@
 //!
 //! A thread that meets a fault of the kernel inside a system call is ended by the kernel without another instruction of
 //! its own: nothing is dropped, nothing counted, and joining it would never give a result. Linux says so all the same:
-//! the thread is no longer listed.
+//! no signal can be sent to it any more.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
 use nix::unistd::gettid;
+
+use super::sys;
 
 /// See the module. Dropping it waits for the thread's end, unless the kernel has ended it.
 #[derive(Debug)]
@@ -44,9 +45,9 @@ impl Thread {
     /// process would share its device and port with nobody who reads them.
     pub(super) fn was_killed(&self) -> bool {
         let id = self.id.load(Ordering::Relaxed);
-        // In this order: one that ends by itself is finished before it is listed no more.
+        // In this order: one that ends by itself is finished before it is gone.
         id != 0
-            && !Path::new(&format!("/proc/self/task/{id}")).exists()
+            && !sys::is_thread_of_ours(id)
             && self.handle.as_ref().is_some_and(|handle| !handle.is_finished())
     }
 }
@@ -68,7 +69,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::datapath::sys;
 
     /// Longest wait for a thread that is about to end.
     const SOON: Duration = Duration::from_secs(20);
@@ -92,7 +92,7 @@ mod tests {
         eventually(|| !thread.is_running());
         assert!(!thread.was_killed());
         let id = thread.id.load(Ordering::Relaxed);
-        eventually(|| !Path::new(&format!("/proc/self/task/{id}")).exists());
+        eventually(|| !sys::is_thread_of_ours(id));
         assert!(!thread.was_killed());
     }
 
