@@ -124,7 +124,7 @@ impl Demo {
         let (ca, authority) = cluster::make_ca(&spec, now)?;
         let leaves = cluster::make_leaves(&spec, &authority, now)?;
         let dir = self.paths.certificates();
-        disk::create_dir(&dir)?;
+        make_dir(&dir)?;
         let files: Vec<_> =
             std::iter::once(&ca).chain(&leaves).flat_map(|identity| identity.files(&dir)).collect();
         disk::write_all(&files, false)?;
@@ -134,12 +134,12 @@ impl Demo {
     }
 
     fn start_stores(&mut self) -> Result<()> {
-        fs::create_dir_all(self.paths.logs())?;
+        make_dir(&self.paths.logs())?;
         for site in &self.lab.sites {
             let args = store_args(&site.host, &self.paths);
             let data = self.paths.data(&site.host);
             let parent = data.parent().unwrap_or(&data);
-            fs::create_dir_all(parent).with_context(|| format!("{}", parent.display()))?;
+            make_dir(parent)?;
             self.trace_command(site.host.name, &self.plan.store, &args);
             let name = format!("store-{}", site.host.member);
             self.stores.push(Daemon::start(&name, &site.net, &self.plan.store, &args, &self.paths)?);
@@ -280,6 +280,12 @@ impl Demo {
 }
 
 /// Adds the ends of the logs of those who may be at fault to an error that does not quote one yet.
+/// Makes a directory in the demo's, and never that one: when something else has removed it, the demo is over, and nothing
+/// must come to be after that.
+fn make_dir(dir: &Path) -> Result<()> {
+    fs::create_dir(dir).with_context(|| format!("{}", dir.display()))
+}
+
 fn quoting<T>(result: Result<T>, suspects: &[Daemon]) -> Result<T> {
     result.map_err(|err| {
         let logs: Vec<String> = suspects.iter().map(Daemon::log_tail).collect();
