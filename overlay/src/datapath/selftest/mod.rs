@@ -296,14 +296,17 @@ fn device(setup: &Setup<'_>, queues: &[Queue]) -> Result<Device, DeviceFault> {
     while let Some(left) = timer.left() {
         write(&queues[0].tap, &probe).map_err(|source| DeviceFault::Write { device: device(), source })?;
         let pause = Timer::start(REPEAT.min(left));
-        while let Some(left) = pause.left() {
-            wait::readable(&taps, left).map_err(|source| DeviceFault::Read { device: device(), source })?;
+        // Looks at least once: the answer may have come while we were not running.
+        let mut left = Some(REPEAT.min(left));
+        while let Some(span) = left {
+            wait::readable(&taps, span).map_err(|source| DeviceFault::Read { device: device(), source })?;
             let answered = answered(setup, queues, &mut buffer);
             if answered.map_err(|source| DeviceFault::Read { device: device(), source })? {
                 let takes = |frame: Vec<u8>| write(&queues[0].tap, &frame).is_ok();
                 let tcp = takes(frames::tcp_super_frame(setup.nonce));
                 return Ok(Device { tcp, udp: takes(frames::udp_super_frame(setup.nonce)) });
             }
+            left = pause.left();
         }
     }
     Err(DeviceFault::Silent { device: device(), address: setup.address })
@@ -347,12 +350,14 @@ pub fn injection(queues: &[Inject], interface: u32, vni: Vni, nonce: u64) -> Res
             queue.write(&[IoSlice::new(&headers), IoSlice::new(frame)]).map_err(words)?;
             // Again, as the device's own queue may not be there yet when it has only just come up.
             let pause = Timer::start(INJECTION_REPEAT.min(left));
-            while let Some(left) = pause.left().filter(|_| !arrived) {
-                wait::readable(&files, left).map_err(words)?;
+            let mut left = Some(INJECTION_REPEAT.min(left));
+            while let Some(span) = left.filter(|_| !arrived) {
+                wait::readable(&files, span).map_err(words)?;
                 for queue in queues {
                     let length = queue.read(&mut buffer).map_err(words)?.unwrap_or(0);
                     arrived |= buffer[..length].get(tunnel::IPV4_AT..) == Some(&expected);
                 }
+                left = pause.left();
             }
         }
     }
