@@ -331,7 +331,7 @@ mod tests {
     }
 
     fn registry(endpoints: Vec<String>) -> Registry {
-        let request_timeout = Some(Duration::from_millis(300));
+        let request_timeout = Some(Duration::from_secs(3));
         let config = store::client::Config { endpoints, request_timeout, ..Default::default() };
         Registry { quiet: Duration::from_millis(300), ..Registry::new(Client::new(config).unwrap(), "/n") }
     }

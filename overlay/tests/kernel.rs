@@ -190,7 +190,7 @@ fn two_thousand_peers_are_programmed_in_seconds() {
         let start = Instant::now();
         assert_eq!(vxlan.sync(&peers(2000)).await.unwrap(), 0);
         eprintln!("2000 peers: programmed in {first:?}, compared in {:?}", start.elapsed());
-        assert!(first.as_secs() < 10, "{first:?}");
+        assert!(first.as_secs() < 60, "{first:?}");
         assert_eq!(vxlan.sync(&BTreeMap::new()).await.unwrap(), 6000);
         assert!(sh("ip route show dev flannel.1; bridge fdb show dev flannel.1").is_empty());
     });

@@ -25,6 +25,8 @@ use super::topology::{Attachment, GATEWAY};
 const A: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const B: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const SECOND: Duration = Duration::from_secs(1);
+/// For what must come.
+const SOON: Duration = Duration::from_secs(20);
 
 /// Whether this can run; says so when not.
 fn privileged() -> bool {
@@ -33,6 +35,12 @@ fn privileged() -> bool {
         eprintln!("SKIPPED: namespaces need root");
     }
     root
+}
+
+/// Waits until echoes come back: a bridge forwards to a port only a moment after it was plugged in.
+fn reach(net: &Namespace, to: Ipv4Addr) {
+    let answers = || net.run(|| ping(to, 1, 8, SECOND)).unwrap().unwrap().complete();
+    assert!((0..20).any(|_| answers()), "nothing comes back from {to}");
 }
 
 fn pair() -> (Namespace, Namespace, Namespace) {
@@ -54,9 +62,10 @@ fn two_namespaces_reach_each_other_over_a_bridge_and_the_host_sees_nothing_of_it
     let before = host_devices();
     let (hub, a, b) = pair();
     let full = usize::from(1400_u16 - 28);
-    let echoes = a.run(|| ping(B, 3, full, SECOND)).unwrap().unwrap();
+    reach(&a, B);
+    let echoes = a.run(|| ping(B, 3, full, SOON)).unwrap().unwrap();
     assert!(echoes.complete(), "{echoes:?}");
-    tcp_exchange(&b, &a, B, 300_000, SECOND).unwrap();
+    tcp_exchange(&b, &a, B, 300_000, SOON).unwrap();
     let device = device(&a, "eth0");
     assert_eq!((device.mtu, device.addresses), (1400, vec![Cidr { address: A, prefix_len: 24 }]));
     let names: Vec<String> = devices(&hub).into_iter().map(|device| device.name).collect();
@@ -120,7 +129,7 @@ fn the_lab_joins_hosts_to_the_fabric_and_containers_to_their_hosts() {
     let lab = Lab::build().unwrap();
     assert_eq!(lab.held().unwrap().len(), 7);
     let (first, second) = (&lab.sites[0], &lab.sites[1]);
-    assert!(first.net.run(|| ping(second.host.address, 2, 8, SECOND)).unwrap().unwrap().complete());
+    reach(&first.net, second.host.address);
     let text = "FLANNEL_SUBNET=172.17.71.1/24\nFLANNEL_MTU=1450\n";
     let attachment = Attachment::parse(text).unwrap();
     first.attach(&attachment).unwrap();
@@ -128,7 +137,7 @@ fn the_lab_joins_hosts_to_the_fabric_and_containers_to_their_hosts() {
     assert_eq!((inside.mtu, inside.addresses), (1450, vec![attachment.container()]));
     // Through docker0 and the host's forwarding to its own address on the fabric.
     let uplink = first.host.address;
-    assert!(first.container.run(|| ping(uplink, 2, 8, SECOND)).unwrap().unwrap().complete());
+    reach(&first.container, uplink);
     // Without an overlay the fabric knows no way back to a container.
     let lost =
         first.container.run(|| ping(GATEWAY.address, 1, 8, Duration::from_millis(200))).unwrap().unwrap();

@@ -23,6 +23,11 @@ pub(crate) struct Etcd {
 impl Etcd {
     /// Starts one on free ports and waits until it answers.
     pub(crate) fn start() -> Self {
+        // Somebody else may be given the ports between the two who use them.
+        (0..5).find_map(|_| Self::try_start()).expect("etcd ended five times")
+    }
+
+    fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         // Bound together, so that they differ; free again by the time that etcd binds them.
         let (client, peer) =
@@ -40,14 +45,21 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn()
             .expect("etcd cannot be started: install Debian's package etcd-server");
-        let etcd = Self { process: Some(process), url, _folder: Some(folder) };
-        wait_for("etcd to answer", || run("etcdctl", &etcd, &["cluster-health"]).code == 0);
+        let mut etcd = Self { process: Some(process), url, _folder: Some(folder) };
+        let mut ended = false;
+        wait_for("etcd to answer", || {
+            ended = etcd.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_some());
+            ended || run("etcdctl", &etcd, &["cluster-health"]).code == 0
+        });
+        if ended {
+            return None;
+        }
         // It decides on the version after it has begun to serve, and with that takes an index.
         wait_for("etcd to decide on the cluster's version", || {
             let version = etcd.get("/version");
             version.contains("etcdcluster") && !version.contains("not_decided")
         });
-        etcd
+        Some(etcd)
     }
 
     /// The answer to a plain `GET`, head included.
@@ -83,7 +95,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Without what differs between two servers: their ports, ids and times of expiry.
+    /// Without what differs between two servers: their ports, ids and times of expiry, and what is left until then.
     pub(crate) fn normal(&self, etcd: &Etcd) -> Self {
         let clean = |text: &str| {
             let mut words = text.replace(&etcd.url, "URL");
@@ -94,6 +106,9 @@ impl Outcome {
                     words = format!("{before}{begin}*{ends}{after}");
                 }
             }
+            for begin in ["\"ttl\":", "TTL: "] {
+                words = without_numbers_after(&words, begin);
+            }
             // The id that begins a line of `member list`.
             match words.split_once(": name=") {
                 Some((id, rest)) if id.bytes().all(|b| b.is_ascii_hexdigit()) => format!("*: name={rest}"),
@@ -102,6 +117,18 @@ impl Outcome {
         };
         Self { stdout: clean(&self.stdout), stderr: clean(&self.stderr), code: self.code }
     }
+}
+
+/// With `*` for each number after these words, unless it is 0.
+fn without_numbers_after(text: &str, words: &str) -> String {
+    let mut parts = text.split(words);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number = &part[..part.len() - rest.len()];
+        out.extend([words, if number.trim_matches('0').is_empty() { number } else { "*" }, rest]);
+    }
+    out
 }
 
 /// Runs a client program against `etcd`; `{}` in an argument stands for its URL.

@@ -681,9 +681,11 @@ fn a_new_table_takes_effect_with_the_next_batch() {
 
 #[test]
 fn carrying_what_was_found_while_spinning_is_not_spinning() {
-    const CAP: Duration = Duration::from_millis(100);
+    // It spins from the first packet on if that comes within four times as long.
+    const CAP: Duration = Duration::from_secs(2);
     const CARRYING: Duration = Duration::from_secs(1);
     let rig = Rig::new(CAP);
+    let start = Instant::now();
     // Soon after falling asleep, so that it spins from then on.
     rig.settle();
     rig.host_sends([out(udp(1)).partial()]);
@@ -697,7 +699,8 @@ fn carrying_what_was_found_while_spinning_is_not_spinning() {
     rig.host_sends([out(udp(2)).partial()]);
     assert_eq!(rig.sent().len(), 2);
     let spun = Duration::from_nanos(rig.counters.snapshot().spin_ns);
-    assert!(!spun.is_zero() && spun < CARRYING, "{spun:?}");
+    let all = start.elapsed();
+    assert!(!spun.is_zero() && spun + CARRYING <= all, "{spun:?} of {all:?}");
 }
 
 #[test]
