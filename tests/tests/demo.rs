@@ -23,7 +23,7 @@ const TEARDOWN: Duration = Duration::from_secs(30);
 /// Starts a demo and waits until it is half way: the stores are up, which is when there is most to be torn down.
 fn begun(scene: &Scene) -> Result<Process> {
     let mut demo = scene.start()?;
-    demo.wait_until("a store to run", WHOLE_RUN, |_| {
+    demo.wait_until("a store to run", PATIENCE, |_| {
         let all = scene.processes();
         ensure!(all.iter().any(|(_, line)| line.contains("store ")), "{all:?}");
         Ok(())

@@ -75,10 +75,13 @@ fn is_told_once(cluster: &Cluster<'_>, full: usize, other: usize) -> Result<()> 
     ensure!(own["alarms"].as_array().is_some_and(|alarms| alarms.len() == 1), "{own}");
     let mut cli = Command::new(programs::ours("cli")?);
     cli.args(["health", "-o", "json", "--endpoints", &format!("http://{}", other.address)]);
-    let report: serde_json::Value = serde_json::from_str(command::run(&mut cli)?.exits(1)?)?;
-    ensure!(report["alarms"].as_array().is_some_and(|alarms| alarms.len() == 1), "{report}");
-    ensure!(report["members_healthy"] == 2, "{report}");
-    Ok(())
+    // While another leader is being found nobody is healthy.
+    wait_for("one alarm and two healthy members", SOON, || {
+        let report: serde_json::Value = serde_json::from_str(command::run(&mut cli)?.exits(1)?)?;
+        ensure!(report["alarms"].as_array().is_some_and(|alarms| alarms.len() == 1), "{report}");
+        ensure!(report["members_healthy"] == 2, "{report}");
+        Ok(())
+    })
 }
 
 fn refuses_writes(cluster: &Cluster<'_>, member: usize) -> Result<()> {

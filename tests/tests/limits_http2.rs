@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::{Cluster, Server};
 use weft_tests::h2::{self, Frame, H2};
-use weft_tests::http::Request;
+use weft_tests::http::{self, Request};
 use weft_tests::process::one_at_a_time;
 use weft_tests::raw::Raw;
 use weft_tests::v2::Endpoint;
@@ -163,7 +163,8 @@ fn what_is_not_taken_is_closed_in_time_and_keeps_nobody_else_waiting() -> Result
         let after = client.until_closed(PATIENCE).with_context(|| path.clone())?;
         ensure!((19..45).contains(&after.as_secs()), "{path}: closed after {after:?}");
     }
-    let reply = endpoint.get("/v2/keys/large?recursive=true")?;
+    let large = Request { target: "/v2/keys/large?recursive=true", ..Request::default() };
+    let reply = http::send(endpoint.ns, endpoint.address, &large, PATIENCE)?;
     ensure!(reply.status == 200 && reply.body.len() > 54 << 20, "{}", reply.status);
     for told in ["it does not read what it asked for", "it reads its answer too slowly"] {
         cluster.members[0].process()?.wait_for_log(told, LIMIT)?;

@@ -45,7 +45,7 @@ fn ping_mesh_shows_what_works_and_what_does_not() -> Result<()> {
         serde_json::from_str(out.exits(1)?).context("-o json of a broken mesh")?;
     ensure!(!report.is_null());
     fabric.hosts[0].ns.run("iptables", &format!("-D {rule}"))?.ok()?;
-    stage.cli(1, &["ping-mesh"])?.ok().context("mended")?;
+    wait_for("the mended mesh", Duration::from_secs(60), || stage.cli(1, &["ping-mesh"])?.ok().map(drop))?;
 
     // A daemon that is gone sends no report; its lease and its kernel device are still there.
     overlays[2].process.kill9()?;

@@ -33,8 +33,7 @@ fn the_overlay_runs_on_debians_etcd() -> Result<()> {
     let envs = [flannel::checked_subnet_env(&stage, 1)?, flannel::checked_subnet_env(&stage, 2)?];
     flannel::both_nodes_are_right(&stage, &fabric, &envs)?;
     flannel::containers_reach_each_other(&fabric, &envs)?;
-    let out = stage.cli(0, &["ping-mesh"])?;
-    out.ok().context("ping-mesh")?;
+    wait_for("a whole mesh", Duration::from_secs(60), || stage.cli(0, &["ping-mesh"])?.ok().map(drop))?;
 
     // A restart keeps subnet, device and routes.
     let mac = flannel::mac(&fabric.hosts[2].ns)?;

@@ -68,7 +68,8 @@ impl Scene {
     fn write_bulk(&self) -> Result<()> {
         let endpoint = self.cluster.members[self.leader].endpoint();
         for key in 0..2 * KEYS {
-            endpoint.set(&format!("/bulk/{}", key % KEYS), &value(key))?;
+            // The disk may be so busy with it that another leads for a moment.
+            wait_for("a write", SOON, || endpoint.set(&format!("/bulk/{}", key % KEYS), &value(key)))?;
         }
         Ok(())
     }
@@ -123,7 +124,7 @@ fn reset_peak(member: &mut Member<'_>) -> Result<u64> {
 fn write_until(stop: &AtomicBool, endpoint: &Endpoint<'_>, written: &AtomicUsize) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         let n = written.load(Ordering::Relaxed);
-        endpoint.set(&format!("/load/{}", n % 100), &n.to_string())?;
+        wait_for("a write", SOON, || endpoint.set(&format!("/load/{}", n % 100), &n.to_string()))?;
         written.store(n + 1, Ordering::Relaxed);
     }
     Ok(())
@@ -161,7 +162,6 @@ fn the_leader_serves_while_a_snapshot_goes_out_and_holds_no_second_state() -> Re
             anyhow::Ok(relay)
         })();
         stop.store(true, Ordering::Relaxed);
-        // A write that takes longer than a request may fails, and so does one while nobody leads.
         let load = load.join().map_err(|_| anyhow!("the writer has panicked"))?;
         load.context("a write during the transfer")?;
         caught_up

@@ -7,12 +7,15 @@
 //!                           docker0 + container      docker0 + container
 //! ```
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Server;
 use weft_tests::fabric::Fabric;
 use weft_tests::flannel;
 use weft_tests::process::one_at_a_time;
 use weft_tests::stage::{Stage, SubnetEnv};
+use weft_tests::wait::wait_for;
 
 #[test]
 fn every_step_of_the_guide_works() -> Result<()> {
@@ -82,7 +85,11 @@ fn docker_options(stage: &Stage<'_>, envs: &[SubnetEnv; 2]) -> Result<()> {
 fn operator_commands(stage: &Stage<'_>) -> Result<()> {
     let out = stage.cli(0, &["health"])?;
     ensure!(out.ok()?.trim_end().ends_with("cluster is healthy"), "{out}");
-    let out = stage.cli(0, &["ping-mesh"])?;
+    let out = wait_for("a whole mesh", Duration::from_secs(60), || {
+        let out = stage.cli(0, &["ping-mesh"])?;
+        out.ok()?;
+        Ok(out)
+    })?;
     let text = out.ok()?;
     for host in ["192.168.31.65", "192.168.31.66"] {
         ensure!(text.contains(host), "no {host} in the matrix: {out}");

@@ -135,7 +135,7 @@ fn nobody() -> String {
 fn client(endpoints: &[&str]) -> Client {
     Client::new(Config {
         endpoints: endpoints.iter().map(|&url| url.to_owned()).collect(),
-        request_timeout: Some(Duration::from_millis(500)),
+        request_timeout: Some(Duration::from_secs(2)),
         ..Config::default()
     })
     .unwrap()
