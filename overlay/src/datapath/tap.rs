@@ -89,6 +89,13 @@ pub enum TapError {
     },
 }
 
+impl TapError {
+    /// Whether somebody else has the device.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. })
+    }
+}
+
 /// What the kernel may leave to us in frames read from the TAP, from the least to the most; each includes those before
 /// it. It takes the same in frames written, with one exception: before Linux 6.2 no UDP super-frames;
 /// [`super::selftest`] finds that out.

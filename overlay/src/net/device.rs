@@ -145,7 +145,8 @@ impl Device {
         let link = &self.desired.link;
         if (change, &link.kind) == (&Change::CreateLink, &KindSpec::Tap) {
             // Persistent, so it stays when this is dropped.
-            return patiently(|| Ok(tap::open(&link.name, 1).map(drop)?)).await;
+            let opened = patiently(|| tap::open(&link.name, 1), TapError::is_in_use).await;
+            return Ok(opened.map(drop)?);
         }
         Ok(self.netlink.apply(link, index, change).await?)
     }

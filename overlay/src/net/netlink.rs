@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
 use tracing::warn;
@@ -471,7 +472,7 @@ impl Netlink {
 pub async fn watch_kernel(
     devices: Vec<String>,
     uplinks: Option<watch::Receiver<BTreeSet<u32>>>,
-    changed: tokio::sync::mpsc::Sender<()>,
+    changed: Sender<()>,
 ) {
     let mut groups = vec![MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
     if uplinks.is_some() {
@@ -502,13 +503,17 @@ pub async fn watch_kernel(
                 | RouteNetlinkMessage::DelRule(_) => true,
                 _ => false,
             };
-            // A full channel means that a word is waiting already.
-            if concerns_us && matches!(changed.try_send(()), Err(TrySendError::Closed(()))) {
+            if concerns_us && !tell(&changed) {
                 return;
             }
         }
     };
     tokio::select! { () = connection => {}, () = listen => {} }
+}
+
+/// Sends a word, unless one is waiting already; returns whether anybody listens.
+pub(super) fn tell(changed: &Sender<()>) -> bool {
+    !matches!(changed.try_send(()), Err(TrySendError::Closed(())))
 }
 
 fn is_removal(change: &Change) -> bool {

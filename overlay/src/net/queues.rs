@@ -26,14 +26,15 @@ const RETRY: Duration = Duration::from_millis(10);
 /// The hardware address of the self-test's station; locally administered.
 const TEST_STATION: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// Opens something; tries again for a moment while somebody else has it.
-pub(super) async fn patiently<T>(open: impl Fn() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+/// Opens something; tries again for a moment while it fails because somebody else has it.
+pub(super) async fn patiently<T, E>(
+    open: impl Fn() -> Result<T, E>,
+    is_taken: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     let deadline = Instant::now() + TAKEN;
     loop {
         match open() {
-            Err(
-                DeviceError::Tap(TapError::InUse { .. }) | DeviceError::Socket(SocketError::PortTaken { .. }),
-            ) if Instant::now() < deadline => sleep(RETRY).await,
+            Err(error) if is_taken(&error) && Instant::now() < deadline => sleep(RETRY).await,
             outcome => return outcome,
         }
     }
@@ -67,13 +68,9 @@ pub(super) fn injecting_device(vni: Vni) -> String {
 
 /// The injecting device `name`, up, with its program, and tested.
 async fn injecting(name: &str, netlink: &Netlink, vni: Vni, queues: usize) -> Result<Vec<Inject>, String> {
-    let deadline = Instant::now() + TAKEN;
-    let device = loop {
-        match inject::Device::open(name, queues) {
-            Err(InjectError::Taken(_)) if Instant::now() < deadline => sleep(RETRY).await,
-            outcome => break outcome.map_err(|error| error.to_string())?,
-        }
-    };
+    let taken = |error: &InjectError| matches!(error, InjectError::Taken(_));
+    let device = patiently(|| inject::Device::open(name, queues), taken).await;
+    let device = device.map_err(|error| error.to_string())?;
     sysctl::no_ipv6(name).unwrap_or_else(|error| debug!(device = name, %error, "IPv6 left as it is"));
     let link = netlink.link(name).await.map_err(|error| error.to_string())?;
     let index = link.ok_or_else(|| format!("{name} is gone"))?.index;
@@ -88,8 +85,12 @@ async fn injecting(name: &str, netlink: &Netlink, vni: Vni, queues: usize) -> Re
 impl Opened {
     /// Opens the queues of the device, which is there, and their sockets.
     pub(super) async fn open(device: &str, underlay: Underlay, queues: usize) -> Result<Self, DeviceError> {
-        let (taps, offloads, _) = patiently(|| Ok(tap::open(device, queues)?)).await?;
-        let sockets = patiently(|| Ok(socket::open(underlay.local, underlay.port, queues)?)).await?;
+        let (taps, offloads, _) = patiently(|| tap::open(device, queues), TapError::is_in_use).await?;
+        let sockets = patiently(
+            || socket::open(underlay.local, underlay.port, queues),
+            |e| matches!(e, SocketError::PortTaken { .. }),
+        )
+        .await?;
         let queue = |(tap, (receive, transmit))| Queue { tap, sockets: Sockets::new(receive, transmit) };
         let queues = taps.into_iter().zip(sockets).map(queue).collect();
         Ok(Self {

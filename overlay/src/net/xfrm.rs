@@ -10,8 +10,9 @@ use std::io;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket};
 use nix::libc;
 use tokio::sync::mpsc::Sender;
-use tokio::sync::mpsc::error::TrySendError;
 use tracing::debug;
+
+use super::netlink::tell;
 
 /// `NETLINK_XFRM` of `linux/netlink.h`.
 const PROTOCOL: isize = 6;
@@ -50,8 +51,7 @@ async fn listen(changed: &Sender<()>) -> io::Result<()> {
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
             Err(error) => return Err(error),
         }
-        // A full channel means that a word is waiting already.
-        if matches!(changed.try_send(()), Err(TrySendError::Closed(()))) {
+        if !tell(changed) {
             return Ok(());
         }
     }
