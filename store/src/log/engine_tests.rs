@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::log::mem::MemLog;
+use crate::log::test_disk::{TestDisk, temp_dir};
 
 fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
     range.map(|index| Entry { index, term, data: vec![7; 100].into(), ..Entry::default() }).collect()
@@ -103,4 +104,16 @@ fn entries_that_were_replaced_do_not_come_back() {
     log = open();
     assert_eq!((log.truncated().index, log.last_index(), log.term(13).unwrap()), (12, 13, Some(42)));
     assert_eq!(indexes(&log.entries(13, 14, u64::MAX).unwrap()), [(13, 42)]);
+}
+
+/// A record that comes into blocks that were written before waits for nothing but itself.
+#[test]
+fn room_is_taken_ahead_and_written_to() {
+    let (disk, dir) = (TestDisk::default(), temp_dir());
+    let mut log = EngineLog::open_on(disk.clone(), dir.path(), Sizes::default()).unwrap();
+    log.reset(Position { index: 3, term: 1 }, None).unwrap();
+    let (len, unwritten) = disk.unwritten("0000000000000001.raftlog");
+    assert!(len >= 1 << 20 && unwritten < len / 20, "{unwritten} of {len} bytes");
+    log.append(entries(4..=1000, 2), None, true).unwrap();
+    assert_eq!(disk.unwritten("0000000000000001.raftlog"), (len, unwritten), "one record fits");
 }

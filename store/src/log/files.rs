@@ -32,6 +32,8 @@ pub(super) const REWRITE: &str = ".rewrite";
 const SPARE: &str = ".spare";
 /// Files kept to be used again.
 const MAX_SPARES: usize = 4;
+/// What room taken ahead is filled with, in whole pieces.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The files of one log.
 pub(super) struct LogFiles<D>(Arc<Inner<D>>);
@@ -187,6 +189,14 @@ impl<D: Disk> OpenFile<D> {
     fn set_len(&self, len: usize) -> io::Result<()> {
         self.files.disk.set_len(&self.file, len as u64)
     }
+
+    fn take_room(&self, offset: u64, size: u64) -> io::Result<()> {
+        let OpenFile { files, file, .. } = self;
+        files.disk.allocate(file, offset, size)?;
+        let pieces = size / ZEROS.len() as u64;
+        (0..pieces)
+            .try_for_each(|piece| files.disk.write_at(file, &ZEROS, offset + piece * ZEROS.len() as u64))
+    }
 }
 
 impl<D: Disk> Handle for OpenFile<D> {
@@ -261,11 +271,13 @@ impl<D: Disk> WriteExt for Cursor<D> {
     }
 
     /// Ahead of need; if there is no room, the write itself will say so.
+    ///
+    /// What is taken far ahead is also written to, with zeros: a block that was only allocated has to be marked as
+    /// written when the first record comes into it, and the sync of that record waits for the mark, too.
     fn allocate(&mut self, offset: usize, size: usize) -> io::Result<()> {
-        let OpenFile { files, file, .. } = &*self.handle;
-        match files.disk.allocate(file, offset as u64, size as u64) {
+        match self.handle.take_room(offset as u64, size as u64) {
             Err(error) if is_full(&error) => Ok(()),
-            done => done,
+            taken => taken,
         }
     }
 }

@@ -57,6 +57,26 @@ impl TestDisk {
         self.0.lock().ops.len()
     }
 
+    /// Length of a file, and how many of its bytes were never written to.
+    pub(super) fn unwritten(&self, name: &str) -> (usize, usize) {
+        let state = self.0.lock();
+        let mut written = Vec::new();
+        for op in &state.ops {
+            match op {
+                Op::Write { file, offset, bytes } if state.names.get(name) == Some(file) => {
+                    let start = usize::try_from(*offset).expect("a test's file");
+                    written.resize(written.len().max(start + bytes.len()), false);
+                    written[start..start + bytes.len()].fill(true);
+                }
+                Op::SetLen { file, len } if state.names.get(name) == Some(file) => {
+                    written.resize(usize::try_from(*len).expect("a test's file"), false);
+                }
+                _ => {}
+            }
+        }
+        (written.len(), written.iter().filter(|&&written| !written).count())
+    }
+
     /// From now on so many bytes can be written, `None` for as many as one likes.
     pub(super) fn set_room(&self, room: Option<u64>) {
         self.0.lock().room = room;
