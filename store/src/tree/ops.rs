@@ -163,11 +163,7 @@ impl Tree {
         expires_ns: Option<i64>,
         refresh: bool,
     ) -> Result<Outcome, TreeError> {
-        let kept = match self.find(path) {
-            Ok(node) => refresh.then(|| node.value().unwrap_or_default().to_owned()),
-            Err(error) if refresh || error.code != Code::KeyNotFound => return Err(error),
-            Err(_) => None,
-        };
+        let kept = if refresh { Some(self.find(path)?.value().unwrap_or_default().to_owned()) } else { None };
         let (node, prev) = self.place(path, dir, kept.as_deref().unwrap_or(value), expires_ns, true)?;
         Ok(self.commit(Action::Set, node, prev, refresh))
     }
@@ -257,7 +253,12 @@ impl Tree {
         if let Some(at) = expires_ns {
             self.expiries.insert((at, path.to_owned()));
         }
-        self.len += usize::from(prev.is_none());
+        if prev.is_some() {
+            let Some(place) = self.find_mut(path) else { unreachable!("prev was read from {path}") };
+            *place = node;
+            return Ok((view, prev));
+        }
+        self.len += 1;
         let parent_path = path::parent(path);
         let mut parent = &mut self.root;
         for (end, name) in path::components(parent_path) {
@@ -359,7 +360,9 @@ impl Tree {
     /// Makes the change visible: next index, history, and the mark for the stored image.
     fn commit(&mut self, action: Action, node: NodeView, prev: Option<NodeView>, refresh: bool) -> Outcome {
         self.index += 1;
-        self.dirty.insert(node.path.clone());
+        if !self.dirty.contains(&node.path) {
+            self.dirty.insert(node.path.clone());
+        }
         let event = Arc::new(Event { action, node, prev, refresh });
         debug_assert_eq!(event.index(), self.index);
         self.history.push(Arc::clone(&event));
