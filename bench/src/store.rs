@@ -30,6 +30,20 @@ pub(crate) struct StoreArgs {
     /// Numbers of connections to measure at.
     #[arg(long, default_values_t = [1, 64], value_delimiter = ',', value_parser = connections)]
     connections: Vec<usize>,
+    /// Only these operations: put, get, quorum-get.
+    #[arg(long, value_delimiter = ',', value_parser = operation)]
+    only: Vec<Operation>,
+}
+
+impl StoreArgs {
+    fn operations(&self) -> impl Iterator<Item = (Operation, &'static str)> + '_ {
+        OPERATIONS.into_iter().filter(|(it, _)| self.only.is_empty() || self.only.contains(it))
+    }
+}
+
+fn operation(text: &str) -> Result<Operation, String> {
+    let named = OPERATIONS.into_iter().find(|(_, name)| name.replace(' ', "-") == text);
+    named.map(|(operation, _)| operation).ok_or_else(|| "put, get or quorum-get".to_owned())
 }
 
 fn connections(text: &str) -> Result<usize, String> {
@@ -47,6 +61,8 @@ struct Measured {
     operation: &'static str,
     connections: usize,
     outcome: Outcome,
+    /// Processor time of the members for each request, warming up included, in microseconds.
+    cpu_us: f64,
 }
 
 /// Resident memory of one member at the end of a round.
@@ -87,11 +103,15 @@ pub(crate) fn run(args: &StoreArgs) -> Result<Report> {
                 "connections are dealt out to all members, the leader first (so 1 connection is to the leader); \
                  {KEYS} keys per connection, values of {VALUE_BYTES} bytes, closed loop"
             ),
+            "cpu is the processor time of all three members for each request".to_owned(),
         ],
         machine: Machine::here(),
-        columns: ["", "ours /s", "etcd /s", "ratio", "ours p50", "etcd p50", "ours p99", "etcd p99"]
-            .map(str::to_owned)
-            .to_vec(),
+        columns: [
+            "", "ours /s", "etcd /s", "ratio", "ours p50", "etcd p50", "ours p99", "etcd p99", "ours cpu",
+            "etcd cpu",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         rows: rows(args, &measured, &resident),
         rounds: rounds(&measured, &resident),
     })
@@ -112,11 +132,14 @@ fn one_turn(
         (0..3).map(|n| cluster.members[(leader + n) % 3].endpoint().address).collect();
     for &connections in &args.connections {
         load::fill(&targets, connections).context("writing the keys")?;
-        for (operation, name) in OPERATIONS {
+        for (operation, name) in args.operations() {
             let length = Duration::from_secs(args.seconds);
+            let before = cpu_time(&mut cluster)?;
             let outcome = load::run(&targets, operation, connections, WARM_UP, length)
                 .with_context(|| format!("{name} at {connections} connections"))?;
-            measured.push(Measured { round, server, operation: name, connections, outcome });
+            let busy = cpu_time(&mut cluster)?.saturating_sub(before);
+            let cpu_us = busy.as_secs_f64() * 1e6 / (outcome.per_second * (WARM_UP + length).as_secs_f64());
+            measured.push(Measured { round, server, operation: name, connections, outcome, cpu_us });
         }
     }
     for member in &mut cluster.members {
@@ -124,6 +147,10 @@ fn one_turn(
         resident.push(Resident { round, server, kib });
     }
     Ok(())
+}
+
+fn cpu_time(cluster: &mut Cluster) -> Result<Duration> {
+    cluster.members.iter_mut().map(|member| member.process()?.cpu_time()).sum()
 }
 
 fn name(server: Server) -> &'static str {
@@ -135,25 +162,28 @@ fn name(server: Server) -> &'static str {
 
 fn rows(args: &StoreArgs, measured: &[Measured], resident: &[Resident]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
-    for (_, operation) in OPERATIONS {
+    for (_, operation) in args.operations() {
         for &connections in &args.connections {
-            let of = |server: Server, value: fn(&Outcome) -> f64| {
+            let of = |server: Server, value: fn(&Measured) -> f64| {
                 let all = measured.iter().filter(|m| {
                     m.server == server && m.operation == operation && m.connections == connections
                 });
-                median(all.map(|m| value(&m.outcome)))
+                median(all.map(value))
             };
-            let (ours, theirs) = (of(Server::Weft, |o| o.per_second), of(Server::Debian, |o| o.per_second));
+            let per_second: fn(&Measured) -> f64 = |m| m.outcome.per_second;
+            let (ours, theirs) = (of(Server::Weft, per_second), of(Server::Debian, per_second));
             let milliseconds = |server, value| format!("{:.2} ms", of(server, value) / 1000.0);
             rows.push(vec![
                 format!("{operation}, {connections} connection{}", if connections == 1 { "" } else { "s" }),
                 format!("{ours:.0}"),
                 format!("{theirs:.0}"),
                 format!("{:.2}", ours / theirs),
-                milliseconds(Server::Weft, |o| o.p50_us),
-                milliseconds(Server::Debian, |o| o.p50_us),
-                milliseconds(Server::Weft, |o| o.p99_us),
-                milliseconds(Server::Debian, |o| o.p99_us),
+                milliseconds(Server::Weft, |m| m.outcome.p50_us),
+                milliseconds(Server::Debian, |m| m.outcome.p50_us),
+                milliseconds(Server::Weft, |m| m.outcome.p99_us),
+                milliseconds(Server::Debian, |m| m.outcome.p99_us),
+                format!("{:.0} us", of(Server::Weft, |m| m.cpu_us)),
+                format!("{:.0} us", of(Server::Debian, |m| m.cpu_us)),
             ]);
         }
     }
@@ -172,7 +202,7 @@ fn rounds(measured: &[Measured], resident: &[Resident]) -> serde_json::Value {
     let measured = measured.iter().map(|m| {
         json!({
             "round": m.round, "server": name(m.server), "operation": m.operation, "connections": m.connections,
-            "per_second": m.outcome.per_second, "p50_us": m.outcome.p50_us, "p99_us": m.outcome.p99_us,
+            "per_second": m.outcome.per_second, "p50_us": m.outcome.p50_us, "p99_us": m.outcome.p99_us, "cpu_us": m.cpu_us,
         })
     });
     let resident =
