@@ -44,7 +44,8 @@ impl Voters {
         [&self.voters, &self.learners, &self.outgoing].iter().any(|ids| ids.contains(&id))
     }
 
-    /// Whether raft can work with it: somebody votes, and nobody is two things at once that exclude each other.
+    /// Whether raft can work with it: somebody votes, nobody is two things at once that exclude each other,
+    /// and nobody is 0, which is raft's word for no member.
     pub fn is_sound(&self) -> bool {
         let apart = |a: &BTreeSet<u64>, b: &BTreeSet<u64>| a.is_disjoint(b);
         !self.voters.is_empty()
@@ -54,7 +55,7 @@ impl Voters {
             && apart(&self.learners_next, &self.voters)
             && self.learners_next.is_subset(&self.outgoing)
             && (self.is_joint() || !self.auto_leave)
-            && !self.voters.contains(&0)
+            && !self.has(0)
     }
 
     /// Its bytes.
@@ -91,7 +92,10 @@ mod tests {
             Voters { learners: [3].into(), ..plain.clone() },
             Voters { learners: [4].into(), ..joint.clone() },
             Voters { learners_next: [5].into(), ..joint.clone() },
-            Voters { learners_next: [3].into(), ..joint },
+            Voters { learners_next: [3].into(), ..joint.clone() },
+            Voters { voters: [0, 1].into(), ..plain.clone() },
+            Voters { learners: [0].into(), ..plain },
+            Voters { outgoing: [0, 4].into(), ..joint },
         ] {
             assert!(!wrong.is_sound(), "{wrong:?}");
         }
