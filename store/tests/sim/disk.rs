@@ -269,6 +269,13 @@ impl SimImage {
         self.changes.push(Change { what, begun, safe_from: Some(done) });
     }
 
+    /// When everything has been replaced, if that is going on at `now` or is about to: whatever else is to be written
+    /// then waits for it, as it does in `server::image`.
+    pub(crate) fn replaced_at(&self, now: Nanos) -> Option<Nanos> {
+        let last = self.changes.iter().rfind(|change| matches!(change.what, Written::Whole(_)));
+        last.and_then(|change| change.safe_from).filter(|done| *done > now)
+    }
+
     /// The process is killed at `now`, or stops.
     pub(crate) fn kill(&mut self, now: Nanos) {
         self.changes.retain(|change| change.begun <= now);

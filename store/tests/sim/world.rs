@@ -444,6 +444,9 @@ impl World {
         let time = self.dice.between(MILLI, 30 * MILLI);
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.life == life) else { return };
         let Some(running) = host.running.as_mut() else { return };
+        if let Some(replaced) = host.image.replaced_at(now) {
+            return self.at(replaced, Event::Image { id, life, checkpoint });
+        }
         if host.paused <= now {
             let index = running.body.write_image(&mut host.image, checkpoint, now, time);
             if checkpoint {
