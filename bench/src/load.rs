@@ -19,7 +19,7 @@ pub(crate) const KEYS: usize = 50;
 pub(crate) const VALUE_BYTES: usize = 128;
 
 /// What the connections do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Operation {
     /// Set a key.
     Put,

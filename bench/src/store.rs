@@ -30,8 +30,8 @@ pub(crate) struct StoreArgs {
     /// Numbers of connections to measure at.
     #[arg(long, default_values_t = [1, 64], value_delimiter = ',', value_parser = connections)]
     connections: Vec<usize>,
-    /// Only these operations: put, get, quorum-get.
-    #[arg(long, value_delimiter = ',', value_parser = operation)]
+    /// Measure only these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
     only: Vec<Operation>,
 }
 
@@ -39,11 +39,6 @@ impl StoreArgs {
     fn operations(&self) -> impl Iterator<Item = (Operation, &'static str)> + '_ {
         OPERATIONS.into_iter().filter(|(it, _)| self.only.is_empty() || self.only.contains(it))
     }
-}
-
-fn operation(text: &str) -> Result<Operation, String> {
-    let named = OPERATIONS.into_iter().find(|(_, name)| name.replace(' ', "-") == text);
-    named.map(|(operation, _)| operation).ok_or_else(|| "put, get or quorum-get".to_owned())
 }
 
 fn connections(text: &str) -> Result<usize, String> {
@@ -202,7 +197,8 @@ fn rounds(measured: &[Measured], resident: &[Resident]) -> serde_json::Value {
     let measured = measured.iter().map(|m| {
         json!({
             "round": m.round, "server": name(m.server), "operation": m.operation, "connections": m.connections,
-            "per_second": m.outcome.per_second, "p50_us": m.outcome.p50_us, "p99_us": m.outcome.p99_us, "cpu_us": m.cpu_us,
+            "per_second": m.outcome.per_second, "p50_us": m.outcome.p50_us, "p99_us": m.outcome.p99_us,
+            "cpu_us": m.cpu_us,
         })
     });
     let resident =
