@@ -96,9 +96,7 @@ struct Gone;
 
 impl Outside for Outbox {
     fn send(&mut self, messages: Vec<Message>) {
-        for message in messages {
-            self.peers.send(message);
-        }
+        self.peers.send(messages);
     }
 
     fn install(&mut self, before: VecDeque<Work>, snapshot: &Snapshot) -> Result<(), String> {

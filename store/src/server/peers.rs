@@ -6,7 +6,8 @@
 //! | module | holds |
 //! |---|---|
 //! | `dial` | TCP, TLS, hello, verdict |
-//! | `link` | queues and the tasks that empty them |
+//! | `link` | who is dialled, and who is told when that fails |
+//! | `lane` | what is on its way to one peer: the raft thread writes it, and a task what does not go at once |
 //! | `split` | large appends in several messages (pure) |
 //! | `accept` | who comes in, and their messages |
 //! | `inbox` | what waits for the raft thread, bounded by bytes |
@@ -22,6 +23,9 @@ mod door;
 mod frames;
 mod fresh;
 mod inbox;
+mod lane;
+#[cfg(test)]
+mod lane_tests;
 mod link;
 mod receive;
 mod send;

@@ -38,7 +38,7 @@ pub(super) async fn read_frame(
 ///
 /// # Errors
 /// [`LinkError`], among them [`LinkError::Timeout`] if the other side takes nothing for [`SILENCE`].
-pub(super) async fn write_frame(
+async fn write_frame(
     stream: &mut (impl AsyncWrite + Unpin),
     kind: Kind,
     parts: &[&[u8]],
@@ -69,7 +69,7 @@ pub(super) async fn send_frame(
 ///
 /// # Errors
 /// [`LinkError`].
-pub(super) async fn flush(stream: &mut (impl AsyncWrite + Unpin)) -> Result<(), LinkError> {
+async fn flush(stream: &mut (impl AsyncWrite + Unpin)) -> Result<(), LinkError> {
     within(SILENCE, stream.flush()).await
 }
 

@@ -1,35 +1,26 @@
-//! The sending side: a task and a bounded queue for each other member, and a connection for each snapshot.
+//! The sending side: a [lane](super::lane) and its task for each other member, and a connection for each snapshot.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use tokio::io::{AsyncWrite, BufWriter};
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::super::driver::Input;
 use super::super::handle::now;
-use super::dial::{Dialler, LinkError, PeerLink, Stream, dial};
-use super::frames::{flush, write_frame};
+use super::REDIAL;
+use super::dial::{Dialler, LinkError, PeerLink, dial};
+use super::lane::Lane;
 use super::send::{Parcel, deliver};
-use super::split::split;
-use super::{KEEP_ALIVE, REDIAL, WRITE_BUFFER};
 use crate::complaints::{Complaints, Say};
 use crate::config::Url;
 use crate::snapshot::Snapshot;
-use crate::wire::peer::{Kind, Purpose};
+use crate::wire::peer::Purpose;
 
-/// Messages that may wait for one peer.
-const QUEUE: usize = 4096;
-/// And the bytes of the entries in them, unless it is only one message.
-const QUEUE_BYTES: usize = 64 << 20;
 /// A link that lasts so long is no part of what went wrong before. Longer than it takes to notice that the other side gives
 /// and takes nothing.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -47,34 +38,17 @@ pub struct Peers {
 }
 
 struct Link {
-    queue: mpsc::Sender<Queued>,
-    queued_bytes: Arc<AtomicUsize>,
+    lane: Arc<Lane>,
+    /// Dials, and looks after the lane.
+    keeper: AbortHandle,
     peer: PeerLink,
     /// The snapshot on its way.
     sending: Mutex<Option<AbortHandle>>,
 }
 
-/// A message that waits, and what it takes of the queue's bytes.
-struct Queued {
-    message: Message,
-    bytes: usize,
-    of: Arc<AtomicUsize>,
-}
-
-impl Drop for Queued {
+impl Drop for Link {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-impl Link {
-    /// Puts a message into the queue; `false` if there is no room for it.
-    fn enqueue(&self, message: Message) -> bool {
-        let bytes = message.entries.iter().map(|entry| entry.data.len()).sum();
-        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let queued = Queued { message, bytes, of: Arc::clone(&self.queued_bytes) };
-        let fits = before == 0 || before + bytes <= QUEUE_BYTES;
-        fits && self.queue.try_send(queued).is_ok()
+        self.keeper.abort();
     }
 }
 
@@ -88,17 +62,26 @@ impl Peers {
     ) -> Peers {
         let mut links = BTreeMap::new();
         for peer in others {
-            let (queue, messages) = mpsc::channel(QUEUE);
-            let (id, urls) = (peer.id, peer.urls.clone());
-            runtime.spawn(keep_linked(id, urls, dialler.clone(), messages, inputs.clone()));
-            let link = Link { queue, queued_bytes: Arc::default(), peer, sending: Mutex::default() };
+            let (id, urls, lane) = (peer.id, peer.urls.clone(), Arc::<Lane>::default());
+            let keeper = keep_linked(id, urls, dialler.clone(), Arc::clone(&lane), inputs.clone());
+            let keeper = runtime.spawn(keeper).abort_handle();
+            let link = Link { lane, keeper, peer, sending: Mutex::default() };
             links.insert(id, link);
         }
         Peers { links, dialler, inputs, runtime, parcel: Mutex::default() }
     }
 
-    /// Puts a message on its way; drops it if the peer is too slow.
-    pub fn send(&self, message: Message) {
+    /// Puts messages on their way; drops those for which a peer is too slow.
+    pub fn send(&self, messages: Vec<Message>) {
+        for message in messages {
+            self.enqueue(message);
+        }
+        for link in self.links.values() {
+            link.lane.push();
+        }
+    }
+
+    fn enqueue(&self, message: Message) {
         let Some(link) = self.links.get(&message.to) else { return };
         match message.get_msg_type() {
             MessageType::MsgSnapshot => return self.send_snapshot(link, message),
@@ -106,7 +89,7 @@ impl Peers {
             _ => {}
         }
         let to = message.to;
-        if !link.enqueue(message) {
+        if !link.lane.enqueue(message) {
             link.peer.stats.dropped();
             let _ = self.inputs.try_send(Input::Unreachable(to));
         }
@@ -164,42 +147,26 @@ pub async fn insist(inputs: &SyncSender<Input>, mut input: Input) {
     }
 }
 
-/// Dials a peer for ever, and sends what is in its queue while linked.
-async fn keep_linked(
-    id: u64,
-    urls: Vec<Url>,
-    dialler: Dialler,
-    mut messages: mpsc::Receiver<Queued>,
-    inputs: SyncSender<Input>,
-) {
+/// Dials a peer for ever, and looks after its lane while linked.
+async fn keep_linked(id: u64, urls: Vec<Url>, dialler: Dialler, lane: Arc<Lane>, inputs: SyncSender<Input>) {
     let mut words = Words { peer: format!("{id:x}"), complaints: Complaints::new() };
     loop {
-        let Some(dialled) =
-            meanwhile_discarding(&mut messages, dial(id, &urls, &dialler, Purpose::Messages)).await
-        else {
-            return;
-        };
-        match dialled {
+        match dial(id, &urls, &dialler, Purpose::Messages).await {
             Ok((stream, url)) => {
                 let told = words.linked(now(), &url);
-                let mut link = std::pin::pin!(forward(stream, &mut messages));
-                let ended = if let Ok(ended) = timeout(SETTLED, &mut link).await {
-                    ended
+                let mut link = std::pin::pin!(lane.serve(stream));
+                let error = if let Ok(error) = timeout(SETTLED, &mut link).await {
+                    error
                 } else {
                     words.settled(&url, told);
                     link.await
                 };
-                match ended {
-                    Ok(()) => return,
-                    Err(error) => words.say(now(), "lost the link to peer", &url, &error),
-                }
+                words.say(now(), "lost the link to peer", &url, &error);
             }
             Err((url, error)) => words.say(now(), "cannot link to peer", &url, &error),
         }
         let _ = inputs.try_send(Input::Unreachable(id));
-        if meanwhile_discarding(&mut messages, tokio::time::sleep(REDIAL)).await.is_none() {
-            return;
-        }
+        tokio::time::sleep(REDIAL).await;
     }
 }
 
@@ -233,47 +200,6 @@ impl Words {
             tracing::warn!(peer = self.peer, %url, %error, held_back, "{what}");
         }
     }
-}
-
-/// Awaits `work` and throws away what comes for a peer that is not linked: it would be stale by the time that
-/// it is, and as long as the outage lasts it would fill memory. `None` when the queue's owner is gone.
-async fn meanwhile_discarding<T>(
-    messages: &mut mpsc::Receiver<Queued>,
-    work: impl Future<Output = T>,
-) -> Option<T> {
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            message = messages.recv() => drop(message?),
-            result = &mut work => return Some(result),
-        }
-    }
-}
-
-/// Sends until the queue's owner is gone (`Ok`) or the link breaks.
-async fn forward(stream: Box<dyn Stream>, messages: &mut mpsc::Receiver<Queued>) -> Result<(), LinkError> {
-    let mut stream = BufWriter::with_capacity(WRITE_BUFFER, stream);
-    loop {
-        match timeout(KEEP_ALIVE, messages.recv()).await {
-            Ok(None) => return Ok(()),
-            Ok(Some(queued)) => {
-                write_message(&mut stream, queued).await?;
-                while let Ok(queued) = messages.try_recv() {
-                    write_message(&mut stream, queued).await?;
-                }
-            }
-            Err(_) => write_frame(&mut stream, Kind::KeepAlive, &[]).await?,
-        }
-        flush(&mut stream).await?;
-    }
-}
-
-async fn write_message(stream: &mut (impl AsyncWrite + Unpin), mut queued: Queued) -> Result<(), LinkError> {
-    for message in split(std::mem::take(&mut queued.message)) {
-        let body = message.write_to_bytes().map_err(|error| LinkError::Io(error.to_string()))?;
-        write_frame(stream, Kind::Raft, &[&body]).await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ impl Stage {
 
     fn send(&self, term: u64) {
         self.peers.keep_snapshot(self.machine.freeze());
-        self.peers.send(self.message(term));
+        self.peers.send(vec![self.message(term)]);
     }
 
     async fn arrived(&self) -> Arrived {
@@ -292,6 +292,6 @@ async fn a_snapshot_that_was_dropped_is_reported() {
     let stage = stage(&[Relay::Passes]).await;
     stage.peers.keep_snapshot(stage.machine.freeze());
     stage.peers.forget_snapshot_except(Some(499));
-    stage.peers.send(stage.message(3));
+    stage.peers.send(vec![stage.message(3)]);
     assert!(!stage.reported().await);
 }

@@ -294,7 +294,7 @@ async fn a_link_that_is_lost_again_and_again_is_not_told_each_time() {
         // What is sent makes it notice that the other side is gone.
         let accepted = async {
             loop {
-                peers.send(Message { from, to, ..Message::default() });
+                peers.send(vec![Message { from, to, ..Message::default() }]);
                 if let Ok(accepted) = timeout(Duration::from_millis(5), listener.accept()).await {
                     return accepted.unwrap().0;
                 }
@@ -331,7 +331,7 @@ async fn nothing_is_kept_for_a_peer_that_is_away() {
     };
     // More than the queue holds, in portions: none is refused, as each portion is thrown away meanwhile.
     for _ in 0..8 {
-        (0..1000).for_each(|_| peers.send(message(1)));
+        (0..1000).for_each(|_| peers.send(vec![message(1)]));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let unreachable = inputs.try_iter().filter(|input| matches!(input, Input::Unreachable(_))).count();
@@ -347,7 +347,7 @@ async fn nothing_is_kept_for_a_peer_that_is_away() {
     let mut head = [0; crate::wire::peer::FRAME_HEAD_BYTES];
     let got = loop {
         // It may take a moment until the other task knows that it is linked.
-        peers.send(message(term));
+        peers.send(vec![message(term)]);
         if timeout(Duration::from_millis(50), link.read_exact(&mut head)).await.is_ok() {
             break crate::wire::peer::parse_frame_head(head).unwrap();
         }
