@@ -1,7 +1,7 @@
 //! The raft thread: one loop that moves inputs into the [`Replica`], which decides, and carries out what it says.
 //!
-//! It owns the log and is the only one to write it. It never waits for a socket: messages go to bounded
-//! queues and are dropped when a peer is slow, which raft expects.
+//! It owns the log and is the only one to write it. It writes messages to the connections itself and never waits for one:
+//! what that does not take goes to a bounded queue, and is dropped when a peer is slow, which raft expects.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
